@@ -1,0 +1,83 @@
+"""Which axes of an array hold features, and how vectors and masks line up with them."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+Axes = int | Sequence[int]
+
+
+def feature_axes(x: jax.Array, axis: Axes) -> tuple[int, ...]:
+    """Returns the feature axes of `x`, non-negative and in the order in which `x` has them.
+
+    Raises:
+      TypeError: `x` is not of a real floating-point dtype.
+      ValueError: `axis` is empty, repeats an axis or names one that `x` does not have.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"x must be real floating point, got {x.dtype}: cast it, or for complex input "
+            "normalise the real and the imaginary part."
+        )
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not axes or any(not -x.ndim <= a < x.ndim for a in axes):
+        raise ValueError(f"axis={axis} does not name axes of x, which has shape {x.shape}.")
+    axes = tuple(sorted(a % x.ndim for a in axes))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis={axis} repeats an axis of x, which has shape {x.shape}.")
+    return axes
+
+
+def reduced_axes(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes of `x` that are not feature axes."""
+    return tuple(a for a in range(x.ndim) if a not in axes)
+
+
+def feature_shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of one value per feature of `x`."""
+    return tuple(x.shape[a] for a in axes)
+
+
+def values_per_feature(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """Returns how many positions of `x` share one feature."""
+    size = 1
+    for a in reduced_axes(x, axes):
+        size *= x.shape[a]
+    return size
+
+
+def along_features(vector: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Reshapes one value per feature so that it broadcasts against `x`."""
+    return jnp.expand_dims(vector, reduced_axes(x, axes))
+
+
+def along_positions(
+    mask: ArrayLike | None, x: jax.Array, axes: tuple[int, ...]
+) -> jax.Array | None:
+    """Broadcasts a mask over the positions of `x` and gives it feature axes of size 1.
+
+    Raises:
+      TypeError: `mask` is not boolean.
+      ValueError: `mask` does not broadcast to the shape of `x` without its feature axes.
+    """
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask must be boolean, got {mask.dtype}: pass `mask != 0`, or the like.")
+    positions = tuple(x.shape[a] for a in reduced_axes(x, axes))
+    try:
+        mask = jnp.broadcast_to(mask, positions)
+    except ValueError:
+        raise ValueError(
+            f"mask of shape {mask.shape} does not broadcast to {positions}, the shape of x "
+            f"{x.shape} without its feature axes {axes}."
+        ) from None
+    return jnp.expand_dims(mask, axes)
+
+
+def statistics_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """Returns the dtype for statistics of the arrays: float64 if one of them is, else float32."""
+    return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)

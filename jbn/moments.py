@@ -1,0 +1,178 @@
+"""Mean and variance of a batch: exact under masks and shards, in one pass, at any offset."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jbn import features, shards
+
+
+class Moments(NamedTuple):
+    """What a batch says of each feature.
+
+    Attributes:
+      mean: `[*features]` mean, float32 or wider.
+      var: `[*features]` biased variance, E[(x - mean)^2], of the same dtype.
+      count: `[]` number of values behind each of them, of the same dtype. With 0 of them, mean and
+        var are 0.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+
+def moments(
+    x: ArrayLike,
+    axis: features.Axes = -1,
+    *,
+    mask: ArrayLike | None = None,
+    axis_name: shards.AxisName | None = None,
+    axis_index_groups: shards.Groups | None = None,
+) -> Moments:
+    """Returns mean, biased variance and count of each feature, in one pass over `x`.
+
+    Sums are taken of `x - shift`, with the first valid element of each feature as the shift. So
+    nothing cancels at any offset: relative errors grow with ((mean - shift) / std)^2, not with
+    (mean / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance").
+
+    Args:
+      x: `[...]` of a real floating-point dtype; float16 and bfloat16 are computed in float32.
+      axis: the feature axis or axes; all others are reduced.
+      mask: boolean, broadcastable to `x` without its feature axes; True marks what counts. What it
+        hides is never computed with, be it NaN.
+      axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. The
+        moments are those of the union of the shards, which may hold different numbers of valid
+        elements, or none.
+      axis_index_groups: a partition of the shards; each group is a batch of its own.
+
+    Returns:
+      The `Moments`, differentiable in both modes and to any order.
+
+    Raises:
+      TypeError: `x` is not real floating point, or `mask` is not boolean.
+      ValueError: `axis`, `mask` or `axis_index_groups` does not fit `x` or the shards.
+      NameError: `axis_name` is not bound.
+    """
+    x = jnp.asarray(x)
+    axes = features.feature_axes(x, axis)
+    groups = shards.freeze_groups(axis_index_groups)
+    if axis_name is not None:
+        shards.shard_count(axis_name, groups)
+    return _moments(x, features.along_positions(mask, x, axes), axes, axis_name, groups)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Returns the moments of the union of two disjoint batches.
+
+    Chan, Golub & LeVeque 1983, with the squared deviations divided by the count.
+
+    Args:
+      a: moments of one batch, possibly empty.
+      b: moments of the other, of the same shapes.
+    """
+    count = a.count + b.count
+    share = b.count / jnp.maximum(count, 1)
+    delta = b.mean - a.mean
+    return Moments(
+        mean=a.mean + delta * share,
+        var=a.var + (b.var - a.var) * share + delta**2 * share * (1 - share),
+        count=count,
+    )
+
+
+class _Shifted(NamedTuple):
+    """Moments whose mean is `shift + offset`, two parts that together lose no digits."""
+
+    shift: jax.Array
+    offset: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _moments(x, mask, axes, axis_name, groups) -> Moments:
+    batch = _local_moments(x, mask, axes)
+    if axis_name is not None:
+        rows = jnp.stack([jnp.broadcast_to(row, batch.var.shape) for row in batch])
+        rows = shards.all_gather(rows, axis_name, groups)
+        batch = _union(_Shifted(*jnp.moveaxis(rows, 1, 0)))
+    return Moments(batch.shift + batch.offset, batch.var, batch.count)
+
+
+@_moments.defjvp
+def _moments_jvp(axes, axis_name, groups, primals, tangents):
+    """d mean = sum(dx) / n and d var = 2 sum((x - mean) dx) / n, sums over all shards."""
+    x, mask = primals
+    out = _moments(x, mask, axes, axis_name, groups)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def linear(dx, x, mask, mean, count):
+        mean = features.along_features(mean, x, axes)
+        dx = dx.astype(mean.dtype)
+        centred = _valid(x.astype(mean.dtype), mask, mean) - mean
+        dx = _valid(dx, mask, 0)
+        reduced = features.reduced_axes(x, axes)
+        sums = jnp.stack([jnp.sum(dx, reduced), 2 * jnp.sum(centred * dx, reduced)])
+        if axis_name is not None:
+            sums = shards.all_sum(sums, axis_name, groups)
+        return sums / jnp.maximum(count, 1)
+
+    dmean, dvar = linear(tangents[0], x, mask, out.mean, out.count)
+    return out, Moments(dmean, dvar, jnp.zeros_like(out.count))
+
+
+def _local_moments(x, mask, axes) -> _Shifted:
+    """Moments of this shard alone."""
+    dtype = features.statistics_dtype(x)
+    reduced = features.reduced_axes(x, axes)
+    first_valid = functools.partial(_first_valid, axes=axes)
+    first_valid = shards.with_automatic_axes(first_valid, shards.feature_sharding(x, axes))
+    shift = first_valid(x, mask).astype(dtype)
+    count = _count(x, mask, axes).astype(dtype)
+    origin = features.along_features(shift, x, axes)
+    deviation = _valid(x.astype(dtype), mask, origin) - origin
+    size = jnp.maximum(count, 1)
+    offset = jnp.sum(deviation, reduced) / size
+    square = jnp.sum(deviation * deviation, reduced) / size
+    var = jnp.maximum(square - offset * offset, 0)
+    return _Shifted(shift, offset, var, count)
+
+
+def _union(parts: _Shifted) -> _Shifted:
+    """Moments of the union of batches stacked on the first axis, some of them empty."""
+    count = jnp.sum(parts.count, 0)
+    weight = parts.count / jnp.maximum(count, 1)
+    filled = jnp.argmax(parts.count > 0, 0, keepdims=True)
+    shift = jnp.take_along_axis(parts.shift, filled, 0)
+    offsets = jnp.where(parts.count > 0, (parts.shift - shift) + parts.offset, 0)
+    offset = jnp.sum(weight * offsets, 0)
+    var = jnp.sum(weight * (parts.var + (offsets - offset) ** 2), 0)
+    return _Shifted(shift[0], offset, var, count.reshape(-1)[0])
+
+
+def _valid(x, mask, otherwise):
+    return x if mask is None else jnp.where(mask, x, jnp.asarray(otherwise, x.dtype))
+
+
+def _count(x, mask, axes) -> jax.Array:
+    if mask is None:
+        return jnp.asarray(features.values_per_feature(x, axes), jnp.float32)
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+def _first_valid(x, mask, axes) -> jax.Array:
+    """The first valid element of each feature; 0 if there is none."""
+    if x.size == 0:
+        return jnp.zeros(features.feature_shape(x, axes), x.dtype)
+    if mask is None:
+        return x[tuple(slice(None) if a in axes else 0 for a in range(x.ndim))]
+    # Indexed by arrays, not scalars: a sharded x is then gathered from where it lies, while a
+    # dynamic slice would copy all of it to every device.
+    index = jnp.unravel_index(jnp.argmax(mask)[None], mask.shape)
+    element = x[tuple(slice(None) if a in axes else i for a, i in enumerate(index))]
+    element = element.reshape(features.feature_shape(x, axes))
+    return jnp.where(jnp.any(mask), element, jnp.zeros((), x.dtype))

@@ -1,0 +1,88 @@
+"""The affine map of every norm: y = (x - mean) * gain + bias."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jbn import features, shards
+
+
+def normalize(
+    x: ArrayLike,
+    mean: jax.Array,
+    gain: jax.Array,
+    bias: jax.Array,
+    axis: features.Axes = -1,
+    *,
+    mask: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Returns (x - mean) * gain + bias, where gain = scale / sqrt(var + epsilon).
+
+    Args:
+      x: `[...]` of a real floating-point dtype.
+      mean: `[*features]` what to subtract.
+      gain: `[*features]` what to multiply by.
+      bias: `[*features]` what to add.
+      axis: the feature axis or axes of `x`.
+      mask: boolean, broadcastable to `x` without its feature axes. Where it is False, y is `bias`
+        and no gradient flows.
+      dtype: of y; by default that of `x`. The arithmetic is in float32 or wider.
+
+    Returns:
+      y, of the shape of `x`, differentiable in both modes and to any order. Reverse mode keeps `x`
+      in its own dtype and vectors, nothing else.
+
+    Raises:
+      TypeError: `x` is not real floating point, or `mask` is not boolean.
+      ValueError: `axis`, `mask`, `mean`, `gain` or `bias` does not fit `x`.
+    """
+    x = jnp.asarray(x)
+    axes = features.feature_axes(x, axis)
+    wide = features.statistics_dtype(x, mean, gain, bias)
+    vectors = [_vector(name, v, x, axes).astype(wide) for name, v in
+               (("mean", mean), ("gain", gain), ("bias", bias))]  # fmt: skip
+    mask = features.along_positions(mask, x, axes)
+    return _normalize(x, *vectors, mask, axes, jnp.dtype(dtype or x.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
+def _normalize(x, mean, gain, bias, mask, axes, dtype):
+    mean, gain, bias = (features.along_features(v, x, axes) for v in (mean, gain, bias))
+    return (_centred(x, mean, mask) * gain + bias).astype(dtype)
+
+
+@_normalize.defjvp
+def _normalize_jvp(axes, dtype, primals, tangents):
+    """dy = (dx - dmean) * gain + (x - mean) * dgain + dbias."""
+    x, mean, gain, _, mask = primals
+    dx, *dvectors, _ = tangents
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def linear(dx, dvectors, x, mean, gain, mask):
+        dvectors = shards.vary_like(jnp.stack(dvectors), x)
+        mean, gain, dmean, dgain, dbias = (
+            features.along_features(v, x, axes) for v in (mean, gain, *dvectors)
+        )
+        dx = dx.astype(mean.dtype) - dmean
+        dx = dx if mask is None else jnp.where(mask, dx, 0)
+        return (dx * gain + _centred(x, mean, mask) * dgain + dbias).astype(dtype)
+
+    return _normalize(*primals, axes, dtype), linear(dx, dvectors, x, mean, gain, mask)
+
+
+def _centred(x, mean, mask):
+    x = x.astype(mean.dtype)
+    return (x if mask is None else jnp.where(mask, x, mean)) - mean
+
+
+def _vector(name, vector, x, axes) -> jax.Array:
+    shape = features.feature_shape(x, axes)
+    if jnp.shape(vector) != shape:
+        raise ValueError(
+            f"{name} has shape {jnp.shape(vector)}, but the features of x {x.shape} on axes {axes} "
+            f"have shape {shape}: initialise with that many features, or choose another axis."
+        )
+    return jnp.asarray(vector)
