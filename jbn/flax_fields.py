@@ -1,0 +1,62 @@
+"""What the fields and arguments of Flax's BatchNorm mean in jbn's terms, for both front ends."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jbn import features, shards
+from jbn.norms import BatchNormParams, Norm, batch_norm
+
+
+class BatchNormFields(Protocol):
+    """The fields that Linen's and NNX's BatchNorm have in common."""
+
+    axis: features.Axes
+    momentum: float
+    epsilon: float
+    dtype: DTypeLike | None
+    use_bias: bool
+    use_scale: bool
+    axis_name: shards.AxisName | None
+    axis_index_groups: Any
+
+
+def norm_of(fields: BatchNormFields, params: BatchNormParams, x: jax.Array, **changes: Any) -> Norm:
+    """Returns the norm that the fields describe; `changes` replace options of `batch_norm`."""
+    options = dict(
+        axis=fields.axis,
+        decay=fields.momentum,
+        epsilon=fields.epsilon,
+        axis_name=fields.axis_name,
+        axis_index_groups=fields.axis_index_groups,
+        use_scale=fields.use_scale,
+        use_bias=fields.use_bias,
+        dtype=fields.dtype or _common_dtype(x, params),
+    )
+    return batch_norm(**(options | changes))
+
+
+def position_mask(mask: ArrayLike | None, x: jax.Array, axis: features.Axes) -> jax.Array | None:
+    """Drops the feature axes from a mask that, in Flax's sense, broadcasts to all of `x`.
+
+    Raises:
+      ValueError: the mask tells features of one position apart.
+    """
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    axes = features.feature_axes(x, axis)
+    shape = (1,) * (x.ndim - mask.ndim) + mask.shape
+    if any(shape[a] != 1 for a in axes):
+        raise ValueError(
+            f"mask of shape {mask.shape} must have size 1 on the feature axes {axes} of x "
+            f"{x.shape}: it marks positions, not single features."
+        )
+    return mask.reshape(tuple(n for a, n in enumerate(shape) if a not in axes))
+
+
+def _common_dtype(x: jax.Array, params: BatchNormParams) -> jnp.dtype:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(x, *jax.tree.leaves(params))
