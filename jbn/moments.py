@@ -22,7 +22,7 @@ class Moments(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def moments(
@@ -90,7 +90,7 @@ class _Shifted(NamedTuple):
     shift: jax.Array
     offset: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
@@ -105,7 +105,7 @@ def _moments(x, mask, axes, axis_name, groups) -> Moments:
 
 @_moments.defjvp
 def _moments_jvp(axes, axis_name, groups, primals, tangents):
-    """d mean = sum(dx) / n and d var = 2 sum((x - mean) dx) / n, sums over all shards."""
+    """The tangents: dmean = sum(dx) / n, dvar = 2 sum((x - mean) dx) / n, over all shards."""
     x, mask = primals
     out = _moments(x, mask, axes, axis_name, groups)
 

@@ -56,7 +56,7 @@ def _normalize(x, mean, gain, bias, mask, axes, dtype):
 
 @_normalize.defjvp
 def _normalize_jvp(axes, dtype, primals, tangents):
-    """dy = (dx - dmean) * gain + (x - mean) * dgain + dbias."""
+    """The tangent: dy = (dx - dmean) * gain + (x - mean) * dgain + dbias."""
     x, mean, gain, _, mask = primals
     dx, *dvectors, _ = tangents
 

@@ -45,8 +45,7 @@ class Norm(NamedTuple):
     """A normalisation method.
 
     Attributes:
-      init: `init(num_features) -> (params, state)`; a tuple of sizes where there are several feature
-        axes.
+      init: `init(num_features) -> (params, state)`; a tuple of sizes for several feature axes.
       train: `train(params, state, x, *, mask=None) -> (y, state)`.
       infer: `infer(params, state, x) -> y`, which treats each example for itself.
     """

@@ -24,7 +24,7 @@ class BatchNormState(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def start(num_features: int | tuple[int, ...]) -> BatchNormState:
@@ -61,7 +61,9 @@ def update(
         return jnp.where(good, keep * running + take * new.astype(running.dtype), running)
 
     return BatchNormState(
-        average(state.mean, batch.mean), average(state.var, var), state.count + good.astype(jnp.int32)
+        average(state.mean, batch.mean),
+        average(state.var, var),
+        state.count + good.astype(state.count.dtype),
     )
 
 

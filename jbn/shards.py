@@ -9,10 +9,10 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 AxisName = Hashable | tuple[Hashable, ...]
-Groups = tuple[tuple[int, ...], ...]
+Groups = Sequence[Sequence[int]]
 
 
-def freeze_groups(groups: Sequence[Sequence[int]] | None) -> Groups | None:
+def freeze_groups(groups: Groups | None) -> tuple[tuple[int, ...], ...] | None:
     """Returns `axis_index_groups` as tuples, which a derivative rule can hash."""
     return None if groups is None else tuple(tuple(int(i) for i in group) for group in groups)
 
