@@ -78,6 +78,11 @@ def along_positions(
     return jnp.expand_dims(mask, axes)
 
 
+def where_valid(mask: jax.Array | None, values: jax.Array) -> jax.Array:
+    """Returns `values`, with 0 where the mask hides them."""
+    return values if mask is None else jnp.where(mask, values, jnp.zeros((), values.dtype))
+
+
 def statistics_dtype(*arrays: jax.Array) -> jnp.dtype:
     """Returns the dtype for statistics of the arrays: float64 if one of them is, else float32."""
     return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)

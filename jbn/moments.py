@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jbn import features, shards
@@ -112,9 +113,8 @@ def _moments_jvp(axes, axis_name, groups, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, x, mask, mean, count):
         mean = features.along_features(mean, x, axes)
-        dx = dx.astype(mean.dtype)
-        centred = _valid(x.astype(mean.dtype), mask, mean) - mean
-        dx = _valid(dx, mask, 0)
+        centred = features.where_valid(mask, x.astype(mean.dtype) - mean)
+        dx = features.where_valid(mask, dx.astype(mean.dtype))
         reduced = features.reduced_axes(x, axes)
         sums = jnp.stack([jnp.sum(dx, reduced), 2 * jnp.sum(centred * dx, reduced)])
         if axis_name is not None:
@@ -128,18 +128,21 @@ def _moments_jvp(axes, axis_name, groups, primals, tangents):
 def _local_moments(x, mask, axes) -> _Shifted:
     """Moments of this shard alone."""
     dtype = features.statistics_dtype(x)
-    reduced = features.reduced_axes(x, axes)
     first_valid = functools.partial(_first_valid, axes=axes)
     first_valid = shards.with_automatic_axes(first_valid, shards.feature_sharding(x, axes))
     shift = first_valid(x, mask).astype(dtype)
     count = _count(x, mask, axes).astype(dtype)
-    origin = features.along_features(shift, x, axes)
-    deviation = _valid(x.astype(dtype), mask, origin) - origin
+
+    def deviation():
+        # The barrier keeps the two sums from sharing one difference, which XLA would write to
+        # memory on a CPU.
+        origin = features.along_features(lax.optimization_barrier(shift), x, axes)
+        return features.where_valid(mask, x.astype(dtype) - origin)
+
     size = jnp.maximum(count, 1)
-    offset = jnp.sum(deviation, reduced) / size
-    square = jnp.sum(deviation * deviation, reduced) / size
-    var = jnp.maximum(square - offset * offset, 0)
-    return _Shifted(shift, offset, var, count)
+    offset = jnp.sum(deviation(), features.reduced_axes(x, axes)) / size
+    square = jnp.sum(deviation() ** 2, features.reduced_axes(x, axes)) / size
+    return _Shifted(shift, offset, jnp.maximum(square - offset**2, 0), count)
 
 
 def _union(parts: _Shifted) -> _Shifted:
@@ -152,10 +155,6 @@ def _union(parts: _Shifted) -> _Shifted:
     offset = jnp.sum(weight * offsets, 0)
     var = jnp.sum(weight * (parts.var + (offsets - offset) ** 2), 0)
     return _Shifted(shift[0], offset, var, count.reshape(-1)[0])
-
-
-def _valid(x, mask, otherwise):
-    return x if mask is None else jnp.where(mask, x, jnp.asarray(otherwise, x.dtype))
 
 
 def _count(x, mask, axes) -> jax.Array:

@@ -66,16 +66,14 @@ def _normalize_jvp(axes, dtype, primals, tangents):
         mean, gain, dmean, dgain, dbias = (
             features.along_features(v, x, axes) for v in (mean, gain, *dvectors)
         )
-        dx = dx.astype(mean.dtype) - dmean
-        dx = dx if mask is None else jnp.where(mask, dx, 0)
+        dx = features.where_valid(mask, dx.astype(mean.dtype) - dmean)
         return (dx * gain + _centred(x, mean, mask) * dgain + dbias).astype(dtype)
 
     return _normalize(*primals, axes, dtype), linear(dx, dvectors, x, mean, gain, mask)
 
 
 def _centred(x, mean, mask):
-    x = x.astype(mean.dtype)
-    return (x if mask is None else jnp.where(mask, x, mean)) - mean
+    return features.where_valid(mask, x.astype(mean.dtype) - mean)
 
 
 def _vector(name, vector, x, axes) -> jax.Array:
