@@ -1,0 +1,1 @@
+"""Experiments with jbn: training runs, their reports, and benchmarks."""

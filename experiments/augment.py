@@ -1,0 +1,67 @@
+"""Normalisation, permutation and augmentation of images, on the device."""
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import AugmentConfig
+
+_FLIP, _PERMUTE, _SHIFT = range(3)
+"""What a key derived from the seed is for."""
+
+
+def permutation(seed: int, epoch: jax.Array, size: int) -> jax.Array:
+    """Returns the order `[size]` of the training images in an epoch."""
+    return jax.random.permutation(_key(seed, _PERMUTE, epoch), size)
+
+
+def augment(
+    images: jax.Array, index: jax.Array, seed: int, epoch: jax.Array, config: AugmentConfig
+) -> jax.Array:
+    """Varies images of one batch.
+
+    What happens to an image depends on the seed, the epoch and its index alone.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      index: `[batch]` the images' places in the training set.
+      seed: of the run.
+      epoch: `[]` int32.
+      config: what to do.
+    """
+
+    def bits(use, epoch, bound, shape=()):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(seed, use, epoch), index)
+        return jax.vmap(lambda key: jax.random.randint(key, shape, 0, bound))(keys)
+
+    if config.flip != "none":
+        alternating = config.flip == "alternating"
+        flip = bits(_FLIP, jnp.zeros_like(epoch) if alternating else epoch, 2)
+        flip = (flip + epoch * alternating) % 2
+        images = jnp.where(flip[:, None, None, None] == 1, images[:, :, ::-1], images)
+    if config.shift:
+        corner = bits(_SHIFT, epoch, 2 * config.shift + 1, (2,))
+        images = shift(images, corner - config.shift, config.shift, config.pad)
+    return images
+
+
+def shift(images: jax.Array, offsets: jax.Array, largest: int, pad: str) -> jax.Array:
+    """Shifts each image up and left by its offsets.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      offsets: `[batch, 2]` int32, within +-`largest`.
+      largest: pixels of padding on each side.
+      pad: `zero` or `reflect`.
+    """
+    widths = ((0, 0), (largest, largest), (largest, largest), (0, 0))
+    padded = jnp.pad(images, widths, mode="reflect" if pad == "reflect" else "constant")
+
+    def crop(image, offset):
+        row, column = offset + largest
+        return jax.lax.dynamic_slice(image, (row, column, 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, offsets)
+
+
+def _key(seed, use, epoch):
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), epoch)

@@ -1,0 +1,134 @@
+"""What defines a training run's result; how it is carried out is in `train.Run`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import jbn
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    dataset: Literal["digits", "cifar10"] = "digits"
+    train_size: int | None = None
+    """Number of training images to use; all of them by default."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are varied."""
+
+    flip: Literal["none", "random", "alternating"] = "none"
+    """Mirror images at random, or each at random once and from then on in every other epoch."""
+    shift: int = 0
+    """Largest shift in pixels, along both axes."""
+    pad: Literal["zero", "reflect"] = "zero"
+    """What a shift brings in."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: Literal["small", "airbench", "resnet20"] = "small"
+    widths: tuple[int, int, int] = (64, 256, 256)
+    """Channels of the three groups; airbench only."""
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """Which normalisation."""
+
+    method: Literal["batch", "none"] = "batch"
+    decay: float = 0.9
+    """Weight on the old running statistics."""
+    epsilon: float = 1e-5
+    scale: bool = True
+    """Whether a scale is learned."""
+    bias: bool = True
+    """Whether a bias is learned."""
+    unbiased: bool = False
+    """Whether running variances are unbiased."""
+
+    def make(self, decay: float | None = None) -> jbn.Norm | None:
+        """Returns the norm, or None for the method `none`; `decay` goes before the field."""
+        if self.method == "none":
+            return None
+        return jbn.batch_norm(
+            decay=self.decay if decay is None else decay,
+            epsilon=self.epsilon,
+            use_scale=self.scale,
+            use_bias=self.bias,
+            unbiased=self.unbiased,
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with Nesterov momentum and coupled weight decay, as PyTorch's, for a mean loss."""
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_bias_factor: float = 1.0
+    """The norms' biases learn faster by this factor; their weight decay is divided by it."""
+    whiten_epochs: float = 3.0
+    """Epochs after which the whitening layer's bias is frozen; airbench only."""
+    schedule: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
+    """Points (share of training, factor of the learning rate), joined by straight lines."""
+    lookahead: bool = False
+    """Whether slow weights and statistics follow every 5 steps, by 1 - 0.95^5 (step / steps)^3."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: float = 10.0
+    batch_size: int = 64
+    eval_batch_size: int = 500
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the convolutions' arithmetic and the activations; parameters and statistics are float32."""
+    label_smoothing: float = 0.0
+    views: Literal["plain", "mirror", "mirror_shift"] = "plain"
+    """Views of a test image whose logits are averaged: itself, its mirror image, both shifted."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns the configuration as what JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], kind: Any = Config) -> Any:
+    """Returns the configuration that `to_dict` was given, also after a trip through JSON."""
+    return kind(**{k: _restore(values[k], t) for k, t in get_type_hints(kind).items()})
+
+
+def _restore(value, kind):
+    if dataclasses.is_dataclass(kind):
+        return from_dict(value, kind)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        return tuple(_restore(v, inner) for v in value)
+    return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns a line for each entry that differs: `norm.decay: 0.9 -> 0.99`."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

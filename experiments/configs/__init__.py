@@ -1,0 +1,8 @@
+"""The presets of `python -m experiments.train`, a file each."""
+
+from experiments.config import Config
+from experiments.configs import cifar10, cifar10_small, digits, resnet20
+
+PRESETS: dict[str, Config] = {
+    module.CONFIG.name: module.CONFIG for module in (digits, cifar10_small, cifar10, resnet20)
+}

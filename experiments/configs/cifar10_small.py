@@ -1,0 +1,20 @@
+"""The `cifar10` preset at widths 16, 32, 32, in float32 and with smaller batches, for a CPU.
+
+Command: python -m experiments.train cifar10_small
+"""
+
+import dataclasses
+
+from experiments.config import ModelConfig
+from experiments.configs import cifar10
+
+CONFIG = dataclasses.replace(
+    cifar10.CONFIG,
+    name="cifar10_small",
+    model=ModelConfig("airbench", (16, 32, 32)),
+    optimizer=dataclasses.replace(cifar10.CONFIG.optimizer, learning_rate=0.75),
+    epochs=6,
+    batch_size=512,
+    eval_batch_size=1000,
+    precision="float32",
+)

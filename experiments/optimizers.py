@@ -1,0 +1,80 @@
+"""SGD as PyTorch defines it, its schedule, and lookahead."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step, from 0 to `total_steps` - 1."""
+    shares, factors = zip(*config.schedule, strict=True)
+    steps, factors = jnp.asarray(shares) * total_steps, jnp.asarray(factors)
+    return lambda step: config.learning_rate * jnp.interp(step, steps, factors)
+
+
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """Returns SGD with Nesterov momentum and coupled weight decay.
+
+    The norms' biases have a learning rate and a weight decay of their own; a layer named `whiten`
+    keeps its kernel, and its bias after a while.
+    """
+    schedule = learning_rate(config, total_steps)
+
+    def sgd(factor: float = 1.0) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay / factor),
+            optax.trace(config.momentum, nesterov=True),
+            optax.scale_by_learning_rate(lambda step: factor * schedule(step)),
+        )
+
+    def until_frozen(step):
+        return jnp.where(step < config.whiten_epochs * steps_per_epoch, 1.0, 0.0)
+
+    return optax.partition(
+        {
+            "plain": sgd(),
+            "norm bias": sgd(config.norm_bias_factor),
+            "whitening bias": optax.chain(sgd(), optax.scale_by_schedule(until_frozen)),
+            "frozen": optax.set_to_zero(),
+        },
+        _kinds,
+    )
+
+
+def _kinds(params: Any) -> Any:
+    def kind(path, _):
+        *_, layer, leaf = (key.key for key in path)
+        if layer == "whiten":
+            return "frozen" if leaf == "kernel" else "whitening bias"
+        return "norm bias" if (layer, leaf) == ("norm", "bias") else "plain"
+
+    return jax.tree_util.tree_map_with_path(kind, params)
+
+
+def look_ahead(slow: Any, fast: Any, step: jax.Array, total_steps: int) -> tuple[Any, Any]:
+    """Returns the slow weights, which follow every 5 steps, and the fast ones, which return to them.
+
+    Zhang et al. 2019 (https://arxiv.org/abs/1907.08610), with airbench94's rising decay.
+
+    Args:
+      slow: the slow weights, a pytree; integers in it just follow.
+      fast: the fast ones.
+      step: `[]` number of steps done.
+      total_steps: of the run.
+    """
+    decay = 0.95**5 * (step / total_steps) ** 3
+    due = step % 5 == 0
+
+    def move(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return jnp.where(due, decay * old + (1 - decay) * new, old)
+
+    slow = jax.tree.map(move, slow, fast)
+    return slow, jax.tree.map(lambda s, f: jnp.where(due, s, f), slow, fast)
