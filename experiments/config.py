@@ -97,7 +97,7 @@ class Config:
     eval_batch_size: int = 500
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the convolutions' arithmetic and the activations; parameters and statistics are float32."""
+    """Of convolutions and activations; parameters and statistics are always float32."""
     label_smoothing: float = 0.0
     views: Literal["plain", "mirror", "mirror_shift"] = "plain"
     """Views of a test image whose logits are averaged: itself, its mirror image, both shifted."""

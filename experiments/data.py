@@ -14,7 +14,10 @@ from experiments.config import DataConfig
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 _TRAIN_FILES = [f"data_batch_{i}.bin" for i in range(1, 6)]
 _RECORDS = 10_000
 _RECORD = 1 + 3 * 32 * 32
@@ -49,8 +52,8 @@ def load(config: DataConfig, folder: Path | None = None, variant: str | None = N
 
     Args:
       config: which ones.
-      folder: where CIFAR-10's binary files lie unpacked; by default the official archive is fetched,
-        checked and cached.
+      folder: where CIFAR-10's binary files lie unpacked; by default the official archive is
+        fetched, checked and cached.
       variant: what to call the data of `folder` in reports.
 
     Raises:
@@ -73,11 +76,14 @@ def _digits() -> Dataset:
     images, labels = load_digits(return_X_y=True)
     images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = labels.astype(np.int32)
-    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
-    train_images, test_images, train_labels, test_labels = parts
-    classes = tuple("0123456789")
-    variant = "scikit-learn digits"
-    return Dataset(train_images, train_labels, test_images, test_labels, classes, variant)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
+    )
+    return Dataset(
+        *(images[train], labels[train], images[test], labels[test]),
+        classes=tuple("0123456789"),
+        variant="scikit-learn digits",
+    )
 
 
 def _cifar10(folder: Path | None, variant: str | None) -> Dataset:
@@ -95,8 +101,8 @@ def _fetch() -> str:
         return pooch.retrieve(URL, f"md5:{MD5}", path=pooch.os_cache("jbn"))
     except requests.exceptions.RequestException as error:
         raise DataError(
-            f"CIFAR-10 could not be fetched from {URL} ({type(error).__name__}). Connect, or unpack "
-            "cifar-10-binary.tar.gz yourself and pass its folder as --data-dir."
+            f"CIFAR-10 could not be fetched from {URL} ({type(error).__name__}). Connect, or "
+            "unpack cifar-10-binary.tar.gz yourself and pass its folder as --data-dir."
         ) from error
     except ValueError as error:
         raise DataError(
@@ -125,8 +131,7 @@ def _read_cifar10(read: Callable[[str], bytes], variant: str) -> Dataset:
     train = [_parse(name, read(name)) for name in _TRAIN_FILES]
     test_images, test_labels = _parse("test_batch.bin", read("test_batch.bin"))
     train_images, train_labels = map(np.concatenate, zip(*train, strict=True))
-    classes = tuple(CIFAR10_CLASSES)
-    return Dataset(train_images, train_labels, test_images, test_labels, classes, variant)
+    return Dataset(train_images, train_labels, test_images, test_labels, CIFAR10_CLASSES, variant)
 
 
 def _parse(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:

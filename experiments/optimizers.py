@@ -58,7 +58,7 @@ def _kinds(params: Any) -> Any:
 
 
 def look_ahead(slow: Any, fast: Any, step: jax.Array, total_steps: int) -> tuple[Any, Any]:
-    """Returns the slow weights, which follow every 5 steps, and the fast ones, which return to them.
+    """Returns the slow weights, which follow every 5 steps, and the fast ones, which jump back.
 
     Zhang et al. 2019 (https://arxiv.org/abs/1907.08610), with airbench94's rising decay.
 

@@ -25,7 +25,7 @@ class BatchNormFields(Protocol):
 
 def norm_of(fields: BatchNormFields, params: BatchNormParams, x: jax.Array, **changes: Any) -> Norm:
     """Returns the norm that the fields describe; `changes` replace options of `batch_norm`."""
-    options = dict(
+    options: dict[str, Any] = dict(  # noqa: C408
         axis=fields.axis,
         decay=fields.momentum,
         epsilon=fields.epsilon,
