@@ -202,7 +202,7 @@ def _final(state: TrainState) -> tuple[Any, Any]:
 
 
 def _unrolled(body, carry, length):
-    """A scan without a loop, in which XLA's CPU compiler slows a convolution's gradients 30-fold."""
+    """A scan without a loop, where XLA slows a convolution's gradients about 30-fold on a CPU."""
     outputs = []
     for _ in range(length):
         carry, output = body(carry, None)
