@@ -19,8 +19,8 @@ _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 class Norm(nnx.Module):
     """Any `jbn.Norm` as a module.
 
-    The leaves of its parameters are `nnx.Param`, those of its state `nnx.BatchStat`, under the names
-    of their fields.
+    The leaves of its parameters are `nnx.Param`, those of its state `nnx.BatchStat`, under the
+    names of their fields.
 
     Args:
       norm: the method, such as `jbn.batch_norm(decay=0.9)`.
@@ -103,8 +103,8 @@ class BatchNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
-        scale_init: Initializer = nnx.initializers.ones_init(),
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
         axis_name: shards.AxisName | None = None,
         axis_index_groups: Any = None,
         rngs: nnx.Rngs,
@@ -161,7 +161,7 @@ class BatchNorm(nnx.Module):
         return _call(self, norm, params, state, x, use_running_average, mask)
 
 
-def _read(module, name):
+def _read(module, name) -> Any:
     variable = getattr(module, name)
     return None if variable is None else variable[...]
 

@@ -1,0 +1,57 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Shows the steps of a run, within a `with` statement.
+
+    Args:
+      total_steps: of the run.
+      done: number of steps done before.
+      console: where to; by default the standard output.
+    """
+
+    def __init__(self, total_steps: int, done: int = 0, console: Console | None = None):
+        self._console = console or Console()
+        self._total_steps = total_steps
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", completed=done, total=total_steps, figures="")
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Starts the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar away."""
+        self._progress.stop()
+
+    def show(self, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        """Shows the figures of the last step; without a terminal, now and then."""
+        figures = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {images_per_second:,.0f} images/s"
+        self._progress.update(self._task, completed=step, figures=figures)
+        overdue = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+        if overdue and not self._console.is_terminal:
+            self.line(f"step {step}/{self._total_steps}  {figures}")
+
+    def line(self, text: str) -> None:
+        """Adds a line, above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._last_line = time.monotonic()

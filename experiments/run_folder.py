@@ -1,0 +1,92 @@
+"""The files of a run: what it was, where it ran, what it measured."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jbn
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunFolder:
+    """A folder with `config.json`, `environment.json`, `metrics.jsonl` and `summary.json`.
+
+    Args:
+      path: the folder; made when something is written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a JSON file, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(partial, self.path / name)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Returns the content of a JSON file."""
+        return json.loads((self.path / name).read_text())
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Adds records to `metrics.jsonl`, a line each."""
+        with self.metrics.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Returns the records of one kind, `train` or `test`, up to a line cut short by a crash."""
+        records = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return [record for record in records if record["kind"] == kind]
+
+    def forget_after(self, step: int) -> None:
+        """Drops the records of steps after `step`, which a resumed run will do again."""
+        kept = [r for kind in ("train", "test") for r in self.records(kind) if r["step"] <= step]
+        partial = self.path / ".metrics.jsonl.partial"
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(partial, self.metrics)
+
+
+def environment(variant: str) -> dict[str, Any]:
+    """Returns what a result depends on beside its configuration.
+
+    Args:
+      variant: what the data is.
+    """
+    devices = jax.devices()
+    return {
+        "data": variant,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {"jbn": jbn.__version__} | {name: version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
