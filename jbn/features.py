@@ -40,6 +40,23 @@ def feature_shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x.shape[a] for a in axes)
 
 
+def require_feature_shape(
+    x: jax.Array, axes: tuple[int, ...], **vectors: jax.Array | None
+) -> None:
+    """Checks that each of the named vectors holds one value per feature of `x`.
+
+    Raises:
+      ValueError: one does not.
+    """
+    shape = feature_shape(x, axes)
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != shape:
+            raise ValueError(
+                f"{name} has shape {vector.shape}, but the features of x {x.shape} on axes {axes} "
+                f"have shape {shape}: initialise with that many features, or choose another axis."
+            )
+
+
 def values_per_feature(x: jax.Array, axes: tuple[int, ...]) -> int:
     """Returns how many positions of `x` share one feature."""
     size = 1

@@ -41,9 +41,9 @@ def normalize(
     """
     x = jnp.asarray(x)
     axes = features.feature_axes(x, axis)
+    features.require_feature_shape(x, axes, mean=mean, gain=gain, bias=bias)
     wide = features.statistics_dtype(x, mean, gain, bias)
-    vectors = [_vector(name, v, x, axes).astype(wide) for name, v in
-               (("mean", mean), ("gain", gain), ("bias", bias))]  # fmt: skip
+    vectors = [vector.astype(wide) for vector in (mean, gain, bias)]
     mask = features.along_positions(mask, x, axes)
     return _normalize(x, *vectors, mask, axes, jnp.dtype(dtype or x.dtype))
 
@@ -74,13 +74,3 @@ def _normalize_jvp(axes, dtype, primals, tangents):
 
 def _centred(x, mean, mask):
     return features.where_valid(mask, x.astype(mean.dtype) - mean)
-
-
-def _vector(name, vector, x, axes) -> jax.Array:
-    shape = features.feature_shape(x, axes)
-    if jnp.shape(vector) != shape:
-        raise ValueError(
-            f"{name} has shape {jnp.shape(vector)}, but the features of x {x.shape} on axes {axes} "
-            f"have shape {shape}: initialise with that many features, or choose another axis."
-        )
-    return jnp.asarray(vector)

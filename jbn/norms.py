@@ -121,8 +121,17 @@ def batch_norm(
         bias = params.bias if use_bias else jnp.zeros_like(mean)
         return normalize(x, mean, gain, bias, axis, mask=mask, dtype=dtype)
 
+    def check(params, state, x):
+        vectors = {"mean": state.mean, "var": state.var}
+        if use_scale:
+            vectors["scale"] = params.scale
+        if use_bias:
+            vectors["bias"] = params.bias
+        features.require_feature_shape(x, features.feature_axes(x, axis), **vectors)
+
     def train(params, state, x, *, mask=None):
         x = jnp.asarray(x)
+        check(params, state, x)
         _require_two_values(x, axis, axis_name, groups)
         batch = moments(x, axis, mask=mask, axis_name=axis_name, axis_index_groups=groups)
         mean, var = (batch.mean, batch.var) if mask is None else _or_running(batch, state)
@@ -130,8 +139,9 @@ def batch_norm(
         return y, running.update(state, batch, decay, unbiased=unbiased)
 
     def infer(params, state, x):
-        state = lax.stop_gradient(state)
-        return apply(params, jnp.asarray(x), state.mean, state.var)
+        x, state = jnp.asarray(x), lax.stop_gradient(state)
+        check(params, state, x)
+        return apply(params, x, state.mean, state.var)
 
     return Norm(init, train, infer)
 

@@ -91,6 +91,7 @@ def corrected_decay(decay: float) -> Callable[[jax.Array], jax.Array]:
         def mass(t):
             return -jnp.expm1(t * jnp.log(jnp.float32(decay)))
 
+        count = count.astype(jnp.float32)
         return decay * mass(count) / mass(count + 1)
 
     return corrected

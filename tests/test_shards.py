@@ -1,0 +1,172 @@
+"""One device, eight shards: the same values, state and gradients, with unequal masks."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jbn
+from tests.test_moments import data
+
+X = data((32, 5, 3), mean=100)
+DY = data((32, 5, 3), 1)
+MASK = data((32, 5), 2) > -0.3
+MASK[4:8] = False  # One shard with nothing valid.
+
+
+def step(norm, params, state, x, dy, mask):
+    """Output, next state, and the gradients of x and the parameters."""
+
+    def loss(params, x):
+        y, new = norm.train(params, state, x, mask=mask)
+        return jnp.sum(y * dy), (y, new)
+
+    (dparams, dx), (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+    return y, dx, new, dparams
+
+
+def one_device(x, dy, mask, decay=0.5):
+    norm = jbn.batch_norm(decay=decay)
+    return step(norm, *norm.init(3), x, dy, mask)
+
+
+def assert_same(got, wanted):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(np.asarray(a).reshape(b.shape), b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_shard_map(masked, check_vma, axis_type):
+    norm = jbn.batch_norm(decay=0.5, axis_name="d")
+    params, state = norm.init(3)
+    mesh = jax.make_mesh((8,), ("d",), (axis_type,))
+    mask = MASK if masked else np.ones_like(MASK)
+
+    def local(params, x, dy, mask):
+        y, dx, new, dparams = step(norm, params, state, x, dy, mask)
+        if not check_vma:  # With it, the transpose adds over shards by itself.
+            dparams = jax.lax.psum(dparams, "d")
+        return y, dx, new, dparams
+
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P(), P("d"), P("d"), P("d")),
+        out_specs=(P("d"), P("d"), P(), P()),
+        check_vma=check_vma,
+    )
+    arrays = jax.device_put((X, DY, mask), NamedSharding(mesh, P("d")))
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    assert_same(jax.jit(sharded)(params, *arrays), one_device(X, DY, mask))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pmap's own.
+@pytest.mark.parametrize("map_", [jax.pmap, jax.vmap])
+def test_pmap_and_vmap(map_):
+    norm = jbn.batch_norm(decay=0.5, axis_name="d")
+    params, state = norm.init(3)
+
+    def local(x, dy, mask):
+        y, dx, new, dparams = step(norm, params, state, x, dy, mask)
+        return y, dx, new, jax.lax.psum(dparams, "d")
+
+    shards = [a.reshape(8, 4, *a.shape[1:]) for a in (X, DY, MASK)]
+    y, dx, new, dparams = map_(local, axis_name="d")(*shards)
+    first = jax.tree.map(lambda a: a[0], (new, dparams))
+    for leaf in jax.tree.leaves((new, dparams)):
+        np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[:1], leaf.shape))
+    assert_same((y, dx, *first), one_device(X, DY, MASK))
+
+
+def test_vmap_with_a_tuple_of_axis_names():
+    norm = jbn.batch_norm(decay=0.5, axis_name=("a", "b"))
+    params, state = norm.init(3)
+    train = functools.partial(norm.train, params, state)
+    f = jax.vmap(jax.vmap(lambda x: train(x), axis_name="b"), axis_name="a")
+    y, new = f(X.reshape(2, 4, 4, 5, 3))
+    wanted = one_device(X, DY, None)
+    assert_same((y, jax.tree.map(lambda a: a[0, 0], new)), (wanted[0], wanted[2]))
+
+
+@pytest.mark.parametrize("mapped", ["pmap", "vmap", "shard_map", "shard_map_vma"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pmap's own.
+def test_groups_are_batches_of_their_own(mapped):
+    groups = [[0, 3, 5, 6], [1, 2, 4, 7]]
+    norm = jbn.batch_norm(decay=0.5, axis_name="d", axis_index_groups=groups)
+    params, state = norm.init(3)
+
+    def local(x, dy, mask):
+        return step(norm, params, state, x, dy, mask)[:2]
+
+    shards = [a.reshape(8, 4, *a.shape[1:]) for a in (X, DY, MASK)]
+    if mapped in ("pmap", "vmap"):
+        y, dx = getattr(jax, mapped)(local, axis_name="d")(*shards)
+    else:
+        mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+        f = jax.shard_map(
+            local, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=mapped.endswith("vma")
+        )
+        y, dx = (a.reshape(8, 4, 5, 3) for a in jax.jit(f)(X, DY, MASK))
+    for group in groups:
+        x1, dy1, mask1 = (a[np.array(group)].reshape(16, *a.shape[2:]) for a in shards)
+        got = [np.asarray(a)[np.array(group)] for a in (y, dx)]
+        assert_same(got, one_device(x1, dy1, mask1)[:2])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_jit_is_global_by_itself(masked, axis_type):
+    norm = jbn.batch_norm(decay=0.5)
+    mesh = jax.make_mesh((8,), ("d",), (axis_type,))
+    params, state = jax.device_put(norm.init(3), NamedSharding(mesh, P()))
+    x, dy, mask = jax.device_put((X, DY, MASK), NamedSharding(mesh, P("d")))
+    mask = mask if masked else None
+    with jax.set_mesh(mesh):
+        got = jax.jit(functools.partial(step, norm))(params, state, x, dy, mask)
+    assert_same(got, one_device(X, DY, MASK if masked else None))
+
+
+def collectives(compiled) -> int:
+    names = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+    return len(re.findall(rf"= [^=]*? (?:{names})(?:-start)?\(", compiled.as_text()))
+
+
+def test_one_collective_forward_and_one_backward():
+    norm = jbn.batch_norm(axis_name="d")
+    params, state = norm.init(3)
+    mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+
+    def forward(x):
+        return norm.train(params, state, x)
+
+    def backward(x, dy):
+        return jax.vjp(lambda x: norm.train(params, state, x)[0], x)[1](dy)[0]
+
+    one = jax.shard_map(forward, mesh=mesh, in_specs=P("d"), out_specs=(P("d"), P()))
+    two = jax.shard_map(backward, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    assert collectives(jax.jit(one).lower(X).compile()) == 1
+    assert collectives(jax.jit(two).lower(X, DY).compile()) == 2
+
+
+def test_shards_of_one_value_each_make_a_batch():
+    norm = jbn.batch_norm(axis_name="d", decay=0.5)
+    params, state = norm.init(3)
+    x = data((8, 1, 3))
+    y, _ = jax.vmap(lambda x: norm.train(params, state, x), axis_name="d")(x)
+    single = jbn.batch_norm()
+    wanted, _ = single.train(*single.init(3), x.reshape(8, 3))
+    np.testing.assert_allclose(y.reshape(8, 3), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_that_are_no_partition_are_refused():
+    norm = jbn.batch_norm(axis_name="d", axis_index_groups=[[0, 1], [2]])
+    params, state = norm.init(3)
+    with pytest.raises(ValueError, match="axis_index_groups"):
+        jax.vmap(lambda x: norm.train(params, state, x), axis_name="d")(X.reshape(8, 4, 5, 3))
