@@ -167,7 +167,7 @@ def _open_folder(run: Run) -> RunFolder:
 
 def _mesh(run: Run) -> Mesh:
     """All devices, or the number asked for, on one axis `data`."""
-    if run.devices and jax.config.read("jax_platforms") in (None, "", "cpu"):
+    if run.devices:
         # Where JAX has started before, the number of its devices is checked below.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", run.devices)

@@ -40,9 +40,7 @@ def feature_shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x.shape[a] for a in axes)
 
 
-def require_feature_shape(
-    x: jax.Array, axes: tuple[int, ...], **vectors: jax.Array | None
-) -> None:
+def require_feature_shape(x: jax.Array, axes: tuple[int, ...], **vectors: jax.Array | None) -> None:
     """Checks that each of the named vectors holds one value per feature of `x`.
 
     Raises:

@@ -1,14 +1,11 @@
 """Eight CPU devices and strict dtypes for every test."""
 
-import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-
 import jax
 import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()  # From here on the number is fixed.
 
 
 @pytest.fixture(autouse=True)

@@ -107,7 +107,9 @@ def test_a_masked_batch_equals_the_compacted_batch():
     tolerances = {"rtol": 1e-5, "atol": 1e-6}
     np.testing.assert_allclose(dx[mask], dx2, **tolerances)
     np.testing.assert_array_equal(dx[~mask], 0)
-    for a, b in zip(jax.tree.leaves((dparams, new)), jax.tree.leaves((dparams2, new2)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((dparams, new)), jax.tree.leaves((dparams2, new2)), strict=True
+    ):
         np.testing.assert_allclose(a, b, **tolerances)
 
 
@@ -200,8 +202,13 @@ def test_reverse_mode_keeps_the_input_and_vectors(dtype):
     norm = jbn.batch_norm()
     params, state = norm.init(8)
     x = jnp.ones((16, 10, 10, 8), dtype)
+
     # As inside a network: x is a value of the program, not an argument that lives anyhow.
-    _, pull = jax.vjp(lambda p, x: norm.train(p, state, x * 2)[0], params, x)
+    @jax.jit
+    def pullback(params, x):
+        return jax.vjp(lambda p, x: norm.train(p, state, x * 2)[0], params, x)[1]
+
+    pull = pullback(params, x)
     kept = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.tree.leaves(pull)}
     assert x.nbytes <= sum(kept.values()) <= x.nbytes + 6 * 8 * 4 + 64
 
