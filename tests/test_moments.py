@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import jbn
 from tests import reference
 
 
-def data(shape, seed=0, mean=0.0, dtype=np.float32):
+def data(shape, seed=0, mean=0.0, dtype: Any = np.float32):
     return (np.random.default_rng(seed).normal(size=shape) + mean).astype(dtype)
 
 

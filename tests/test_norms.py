@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,10 +37,10 @@ def test_values_and_gradients_agree_with_the_oracle(shape, axis, masked):
     dparams, dx = pull(jnp.asarray(dy))
     mean, var, _ = reference.moments(x, axis, mask)
     expected = reference.normalize(x, mean, var, scale, bias, axis)
-    if masked:
+    if mask is not None:
         valid = np.expand_dims(mask, axes)
-        expected = np.where(valid, expected, np.broadcast_to(
-            np.expand_dims(bias, [a for a in range(len(shape)) if a not in axes]), shape))  # fmt: skip
+        others = [a for a in range(len(shape)) if a not in axes]
+        expected = np.where(valid, expected, np.expand_dims(bias, others))
     np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(new.mean, 0.1 * mean, rtol=1e-6)
     np.testing.assert_allclose(new.var, 0.9 + 0.1 * var, rtol=1e-6)
@@ -104,12 +106,11 @@ def test_a_masked_batch_equals_the_compacted_batch():
     grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
     (dparams, dx), new = grad(params, hidden, dy, mask)
     (dparams2, dx2), new2 = grad(params, jnp.asarray(x[mask]), dy[mask])
-    tolerances = {"rtol": 1e-5, "atol": 1e-6}
+    tolerances: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
     np.testing.assert_allclose(dx[mask], dx2, **tolerances)
     np.testing.assert_array_equal(dx[~mask], 0)
-    for a, b in zip(
-        jax.tree.leaves((dparams, new)), jax.tree.leaves((dparams2, new2)), strict=True
-    ):
+    rest, rest2 = jax.tree.leaves((dparams, new)), jax.tree.leaves((dparams2, new2))
+    for a, b in zip(rest, rest2, strict=True):
         np.testing.assert_allclose(a, b, **tolerances)
 
 
@@ -190,7 +191,7 @@ def test_checkpoint_and_forward_mode_agree_with_reverse_mode():
         return jnp.sum(jnp.tanh(norm.train(params, state, x)[0]) * weights)
 
     grad = jax.grad(loss)(x)
-    tolerances = {"rtol": 1e-4, "atol": 1e-6}
+    tolerances: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
     np.testing.assert_allclose(jax.grad(jax.checkpoint(loss))(x), grad, **tolerances)
     np.testing.assert_allclose(jax.jacfwd(loss)(x), grad, **tolerances)
     hessian = jax.jacfwd(jax.grad(loss))(x).reshape(24, 24)

@@ -15,17 +15,8 @@ from experiments import train
 from experiments.train import RunError
 
 SMALL = [
-    "digits",
-    "--data.train-size",
-    "512",
-    "--model.widths",
-    "8",
-    "16",
-    "16",
-    "--epochs",
-    "2",
-    "--eval-batch-size",
-    "360",
+    *("digits", "--data.train-size", "512", "--model.widths", "8", "16", "16"),
+    *("--epochs", "2", "--eval-batch-size", "360"),
 ]
 
 
