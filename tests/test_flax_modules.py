@@ -134,7 +134,7 @@ def test_linen_norm_takes_any_norm():
     module = jbn.linen.Norm(norm, use_running_average=False)
     x = data((8, 3), mean=2)
     y: Any = None
-    variables = module.init(jax.random.key(0), x)
+    variables: Any = module.init(jax.random.key(0), x)
     for _ in range(3):
         y, updates = module.apply(variables, x, mutable=["batch_stats"])
         variables = {**variables, **updates}
