@@ -1,0 +1,35 @@
+"""Configurations as data."""
+
+import dataclasses
+import json
+
+import pytest
+
+import jbn
+from experiments.config import NormConfig, differences, from_dict, to_dict
+from experiments.configs import PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_survive_json(preset):
+    config = PRESETS[preset]
+    assert config.name == preset
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_differences_name_what_changed():
+    old = PRESETS["digits"]
+    norm = dataclasses.replace(old.norm, epsilon=1e-3)
+    new = dataclasses.replace(old, norm=norm, seed=3)
+    assert differences(to_dict(old), to_dict(old)) == []
+    lines = differences(to_dict(old), to_dict(new))
+    assert lines == ["norm.epsilon: 1e-05 -> 0.001", "seed: 0 -> 3"]
+
+
+def test_a_norm_is_what_its_configuration_says():
+    assert NormConfig("none").make() is None
+    norm = NormConfig(scale=False).make()
+    assert norm is not None
+    params, _ = norm.init(3)
+    assert params.scale is None
+    assert isinstance(params, jbn.BatchNormParams)

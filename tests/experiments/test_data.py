@@ -1,0 +1,127 @@
+"""Data sets, with files of CIFAR-10's layout made here."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pooch
+import pytest
+import requests
+
+from experiments import data
+from experiments.config import DataConfig
+
+NAMES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+CIFAR10 = DataConfig("cifar10")
+
+
+def write_cifar10(folder):
+    """Random files; returns their bytes, `[file, record, byte]`."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    files = rng.integers(0, 256, (6, 10_000, 3073), np.uint8)
+    files[:, :, 0] %= 10
+    for name, records in zip(NAMES, files, strict=True):
+        (folder / name).write_bytes(records.tobytes())
+    return files
+
+
+def test_cifar10_reads_planes_and_labels(tmp_path):
+    files = write_cifar10(tmp_path / data.FOLDER)
+    dataset = data.load(CIFAR10, tmp_path, "random")
+    assert dataset.train_images.shape == (50_000, 32, 32, 3)
+    assert dataset.test_images.shape == (10_000, 32, 32, 3)
+    assert dataset.variant == "random"
+    image, place = 23_456, (2, 3_456)
+    assert dataset.train_labels[image] == files[place][0]
+    for row, column, channel in [(0, 0, 0), (5, 7, 1), (31, 30, 2)]:
+        byte = files[place][1 + 1024 * channel + 32 * row + column]
+        assert dataset.train_images[image, row, column, channel] == byte
+    inner = data.load(CIFAR10, tmp_path / data.FOLDER)
+    np.testing.assert_array_equal(inner.test_images, dataset.test_images)
+    assert "not verified" in inner.variant
+
+
+def test_damaged_files_are_named(tmp_path):
+    write_cifar10(tmp_path / "unpacked")
+    path = tmp_path / "unpacked" / "data_batch_3.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(data.DataError, match=r"data_batch_3.bin has 30729999 bytes"):
+        data.load(CIFAR10, tmp_path / "unpacked")
+    path.write_bytes(b"\xff" + whole[1:])
+    with pytest.raises(data.DataError, match=r"data_batch_3.bin holds a label above 9"):
+        data.load(CIFAR10, tmp_path / "unpacked")
+    path.unlink()
+    with pytest.raises(data.DataError, match=r"data_batch_3.bin cannot be read"):
+        data.load(CIFAR10, tmp_path / "unpacked")
+
+
+class Server:
+    """Stands for the network: sends `content`, or raises."""
+
+    def __init__(self, content: bytes | Exception):
+        self.content = content
+
+    def __call__(self, url, output_file, pooch):
+        if isinstance(self.content, Exception):
+            raise self.content
+        Path(output_file).write_bytes(self.content)
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    def serve(content):
+        monkeypatch.setattr(pooch.core, "choose_downloader", lambda *_, **__: Server(content))
+        monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path / "cache")
+        return tmp_path / "cache"
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (requests.exceptions.ConnectionError("down"), "could not be fetched"),
+        (b"half an arch", "is not the archive with MD5"),
+    ],
+)
+def test_a_failed_download_says_how_to_go_on_and_leaves_no_cache(serve, content, words):
+    cache = serve(content)
+    with pytest.raises(data.DataError, match=words) as error:
+        data.load(CIFAR10)
+    assert "--data-dir" in str(error.value)
+    assert not cache.exists() or not any(cache.iterdir())
+
+
+def test_the_archive_is_fetched_once_and_read(serve, monkeypatch, tmp_path):
+    files = write_cifar10(tmp_path / data.FOLDER)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=0) as archive:
+        archive.add(tmp_path / data.FOLDER, data.FOLDER)
+    content = buffer.getvalue()
+    import hashlib
+
+    monkeypatch.setattr(data, "MD5", hashlib.md5(content).hexdigest())
+    serve(content)
+    dataset = data.load(CIFAR10)
+    np.testing.assert_array_equal(dataset.test_labels, files[5, :, 0])
+    serve(requests.exceptions.ConnectionError("down"))
+    assert data.load(CIFAR10).variant == "CIFAR-10"
+
+
+def test_digits_are_split_evenly_by_class():
+    dataset = data.load(DataConfig())
+    assert dataset.train_images.shape == (1437, 8, 8, 1)
+    assert dataset.train_images.dtype == np.uint8
+    assert dataset.train_images.max() == 255
+    counts = np.bincount(dataset.test_labels)
+    assert counts.min() >= 34
+    assert counts.max() <= 38
+
+
+@pytest.mark.parametrize("size", [0, 1438])
+def test_a_train_size_out_of_range_is_refused(size):
+    with pytest.raises(data.DataError, match=f"train_size={size} must be from 1 to 1437"):
+        data.load(DataConfig(train_size=size))

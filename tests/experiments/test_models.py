@@ -1,0 +1,85 @@
+"""The networks: published sizes, initial values, norms or none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.config import ModelConfig, NormConfig
+from experiments.configs import PRESETS
+from experiments.models import identity_first, make_model, whitening_kernel
+
+
+def init(preset, shape=(2, 32, 32, 3), **changes):
+    config = dataclasses.replace(PRESETS[preset], **changes)
+    model = make_model(config, 10, config.norm.make())
+    x = jnp.zeros(shape)
+    return model, jax.eval_shape(lambda: model.init(jax.random.key(0), x, True))
+
+
+def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_airbench_has_the_published_size():
+    """His network has 1,972,792 parameters: 1,970,128 weights of layers, 2,312 of norms' scales
+    and biases, of which he learns the 1,152 biases, the frozen whitening filters and its bias."""
+    _, variables = init("cifar10")
+    convs = [24 * 64, 64 * 64, 64 * 256, 256 * 256, 256 * 256, 256 * 256]
+    expected = 9 * sum(convs) + 256 * 10 + 24 * 12 + 24 + 2 * (64 + 256 + 256)
+    assert size(variables["params"]) == expected
+
+
+def test_resnet20_has_the_published_size():
+    """He et al. 2015, table 6: 0.27 million; 269,722 is counted by hand."""
+    _, variables = init("resnet20")
+    convs = 3 * 16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64
+    norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
+    assert size(variables["params"]) == 9 * convs + norms + 64 * 10 + 10 == 269_722
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_with_and_without_a_norm(preset):
+    shape = (4, 8, 8, 1) if preset == "digits" else (4, 32, 32, 3)
+    small = {"model": dataclasses.replace(PRESETS[preset].model, widths=(4, 8, 8))}
+    for method in ("batch", "none"):
+        model, _ = init(preset, shape, norm=NormConfig(method), **small)
+        x = jax.random.normal(jax.random.key(1), shape)
+        variables = model.init(jax.random.key(0), x, True)
+        assert ("batch_stats" in variables) == (method == "batch")
+        logits, _ = model.apply(variables, x, True, mutable=["batch_stats"])
+        assert logits.shape == (4, 10)
+        assert logits.dtype == jnp.float32
+        assert jnp.isfinite(logits).all()
+
+
+def test_norms_without_scale_or_bias():
+    _, variables = init(
+        "digits", (2, 8, 8, 1), norm=NormConfig(scale=False), model=ModelConfig("small")
+    )
+    norms = [layer["norm"] for layer in variables["params"].values() if "norm" in layer]
+    assert [set(norm) for norm in norms] == [{"bias"}] * 4
+
+
+def test_identity_first_copies_its_input():
+    kernel = identity_first(jax.random.key(0), (3, 3, 4, 6))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_array_equal(y[..., :4], x)
+    bound = 1 / np.sqrt(9 * 4)
+    assert 0 < jnp.abs(kernel[..., 4:]).max() <= bound
+
+
+def test_whitened_patches_are_uncorrelated():
+    images = jax.random.normal(jax.random.key(0), (64, 12, 12, 3))
+    images = images + 0.5 * images[:, :, ::-1].mean(-1, keepdims=True)
+    kernel = whitening_kernel(images, epsilon=0.0)
+    np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
+    y = jax.lax.conv_general_dilated(
+        images, kernel[..., :12], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ).reshape(-1, 12)
+    np.testing.assert_allclose(y.T @ y / len(y), np.eye(12), atol=2e-5)
