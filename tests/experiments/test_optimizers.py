@@ -25,13 +25,13 @@ def rates():
 
 def test_learning_rate_joins_its_points():
     schedule = learning_rate(CONFIG, STEPS)
-    np.testing.assert_allclose([schedule(s) for s in range(STEPS)], rates(), rtol=1e-6)
+    np.testing.assert_allclose(schedule(np.arange(STEPS)), rates(), rtol=1e-6)
 
 
 def test_learning_rate_drops_at_a_repeated_share():
     config = OptimizerConfig(schedule=((0.0, 1.0), (0.5, 1.0), (0.5, 0.1), (1.0, 0.1)))
     schedule = learning_rate(config, 10)
-    factors = np.array([schedule(s) for s in range(10)]) / config.learning_rate
+    factors = np.asarray(schedule(np.arange(10))) / config.learning_rate
     np.testing.assert_allclose(factors[:5], 1, rtol=1e-6)
     np.testing.assert_allclose(factors[6:], 0.1, rtol=1e-6)
 
