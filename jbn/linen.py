@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
@@ -45,7 +46,8 @@ class Norm(nn.Module):
             training.
         """
         x = jnp.asarray(x)
-        params, state = self.norm.init(self.num_features or x.shape[-1])
+        num_features = self.num_features or x.shape[-1]
+        params, state = self.norm.init(num_features)
         params = params._replace(
             **{
                 name: self.param(name, lambda _, value=value: value)
@@ -53,7 +55,7 @@ class Norm(nn.Module):
                 if value is not None
             }
         )
-        return _call(self, self.norm, params, state, x, use_running_average, mask)
+        return _call(self, self.norm, num_features, params, state, x, use_running_average, mask)
 
 
 class BatchNorm(nn.Module):
@@ -126,10 +128,12 @@ class BatchNorm(nn.Module):
         mask = flax_fields.position_mask(mask, x, self.axis)
         # Flax keeps no count, and a constant decay needs none.
         state = running.start(shape)
-        return _call(self, norm, params, state, x, use_running_average, mask, ("mean", "var"))
+        return _call(
+            self, norm, shape, params, state, x, use_running_average, mask, ("mean", "var")
+        )
 
 
-def _call(module, norm, params, state, x, use_running_average, mask, kept=None):
+def _call(module, norm, num_features, params, state, x, use_running_average, mask, kept=None):
     """Applies the norm with the state's fields `kept` (by default all) in `batch_stats`."""
     infer = nn.merge_param("use_running_average", module.use_running_average, use_running_average)
     variables = {
@@ -139,7 +143,7 @@ def _call(module, norm, params, state, x, use_running_average, mask, kept=None):
     }
     state = state._replace(**{name: variable.value for name, variable in variables.items()})
     # Models are often initialised with one example, by which nothing can be normalised.
-    single = x.size == state.mean.size
+    single = x.size == np.prod(num_features)
     if infer or (module.is_initializing() and single):
         return norm.infer(params, state, x)
     y, state = norm.train(params, state, x, mask=mask)
