@@ -73,7 +73,7 @@ def environment(variant: str) -> dict[str, Any]:
         "data": variant,
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": {"jbn": jbn.__version__} | {name: version(name) for name in PACKAGES},
+        "versions": versions(*PACKAGES),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "platform": devices[0].platform,
@@ -82,6 +82,11 @@ def environment(variant: str) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of jbn and of installed packages."""
+    return {"jbn": jbn.__version__} | {name: version(name) for name in packages}
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Benchmarks: jbn and its peers side by side."""

@@ -1,0 +1,214 @@
+"""Batch norm layers of jbn and of its peers behind one interface, so that they can be compared."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jbn
+
+
+class Layer(NamedTuple):
+    """A layer over the last axis of x `[n, features]`, as functions of a variable state.
+
+    Attributes:
+      state: parameters and running statistics before the first batch.
+      train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]`.
+      infer: `infer(state, x) -> y`.
+      statistics: `statistics(state) -> (mean, var)`, the running ones.
+    """
+
+    state: Any
+    train: Callable[..., tuple[Any, Any]]
+    infer: Callable[[Any, Any], Any]
+    statistics: Callable[[Any], tuple[Any, Any]]
+
+
+class Missing(Exception):
+    """The library does not offer what was asked for."""
+
+
+def _require(offered: bool) -> None:
+    if not offered:
+        raise Missing
+
+
+def make_jbn(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+    """jbn's; `corrected` averages do not remember where they started."""
+    norm = jbn.batch_norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
+
+    def infer(variables, x):
+        params, state = variables
+        return norm.infer(params, state, x)
+
+    def train(variables, x, mask=None):
+        params, state = variables
+        y, state = norm.train(params, state, x, mask=mask)
+        return y, (params, state)
+
+    return Layer(norm.init(features), train, infer, lambda variables: variables[1][:2])
+
+
+def make_linen(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+    """Flax Linen's."""
+    import flax.linen as nn
+
+    _require(not corrected)
+    module = nn.BatchNorm(momentum=decay, **options)
+    # Initialised without the named axis, which need not be bound here.
+    plain = nn.BatchNorm(use_running_average=True)
+    variables = plain.init(jax.random.key(0), jnp.zeros((2, features)))
+
+    def train(variables, x, mask=None):
+        mask = None if mask is None else mask[:, None]
+        y, new = module.apply(
+            variables, x, use_running_average=False, mask=mask, mutable=["batch_stats"]
+        )
+        return y, {**variables, **new}
+
+    def infer(variables, x):
+        return module.apply(variables, x, use_running_average=True)
+
+    def statistics(variables):
+        return variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
+
+    return Layer(variables, train, infer, statistics)
+
+
+def make_nnx(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+    """Flax NNX's."""
+    from flax import nnx
+
+    _require(not corrected)
+    module = nnx.BatchNorm(features, momentum=decay, rngs=nnx.Rngs(0), **options)
+    graph, state = nnx.split(module)
+
+    def train(state, x, mask=None):
+        module = nnx.merge(graph, state, copy=True)
+        mask = None if mask is None else mask[:, None]
+        y = module(x, use_running_average=False, mask=mask)
+        return y, nnx.state(module)
+
+    def infer(state, x):
+        return nnx.merge(graph, state, copy=True)(x, use_running_average=True)
+
+    def statistics(state):
+        module = nnx.merge(graph, state, copy=True)
+        return module.mean[...], module.var[...]
+
+    return Layer(state, train, infer, statistics)
+
+
+def make_haiku(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
+    """Haiku's; its averages are always corrected."""
+    hk: Any = importlib.import_module("haiku")
+
+    _require(not options)
+
+    def apply(x, is_training):
+        return hk.BatchNorm(True, True, decay, name="norm")(x, is_training)
+
+    transformed = hk.transform_with_state(apply)
+
+    def train(variables, x, mask=None):
+        _require(mask is None)
+        y, state = transformed.apply(*variables, None, x, True)
+        return y, (variables[0], state)
+
+    def infer(variables, x):
+        return transformed.apply(*variables, None, x, False)[0]
+
+    def statistics(variables):
+        return tuple(variables[1][f"norm/~/{k}_ema"]["average"][0] for k in ("mean", "var"))
+
+    state = transformed.init(None, jnp.zeros((2, features)), True)
+    return Layer(state, train, infer, statistics)
+
+
+def make_equinox(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
+    """Equinox's in mode "batch", whose averages are always corrected."""
+    eqx: Any = importlib.import_module("equinox")
+
+    _require(not options)
+    norm = eqx.nn.BatchNorm(features, "batch", momentum=decay, mode="batch")
+    state = eqx.nn.State(norm)
+
+    def train(state, x, mask=None):
+        _require(mask is None)
+        return jax.vmap(norm, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+    def infer(state, x):
+        inference = eqx.nn.inference_mode(norm)
+        return jax.vmap(lambda x: inference(x, state)[0], axis_name="batch")(x)
+
+    return Layer(state, train, infer, lambda state: state.get(norm.batch_state_index))
+
+
+def make_keras(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+    """Keras's, on JAX."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras: Any = importlib.import_module("keras")
+
+    _require(not options and not corrected and keras.backend.backend() == "jax")
+    layer = keras.layers.BatchNormalization(momentum=decay, epsilon=1e-5)
+    layer.build((None, features))
+    weights = [variable.value for variable in layer.trainable_variables]
+    state = [variable.value for variable in layer.non_trainable_variables]
+
+    def train(state, x, mask=None):
+        return layer.stateless_call(weights, state, x, training=True, mask=mask)
+
+    def infer(state, x):
+        return layer.stateless_call(weights, state, x, training=False)[0]
+
+    return Layer(state, train, infer, tuple)
+
+
+def make_torch(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+    """PyTorch's, eager, on the CPU."""
+    torch: Any = importlib.import_module("torch")
+
+    _require(not options and not corrected)
+    module = torch.nn.BatchNorm1d(features, momentum=1 - decay)
+
+    def tensor(x):
+        wide = torch.tensor(np.asarray(x, np.float32))
+        return wide.bfloat16() if x.dtype == jnp.bfloat16 else wide
+
+    def train(state, x, mask=None):
+        _require(mask is None)
+        module.train()
+        return module(tensor(x)).detach().float().numpy(), state
+
+    def infer(state, x):
+        module.eval()
+        return module(tensor(x)).detach().float().numpy()
+
+    def statistics(_):
+        return module.running_mean.numpy(), module.running_var.numpy()
+
+    return Layer(None, train, infer, statistics)
+
+
+_MAKERS = {
+    "jbn": ("jbn", make_jbn),
+    "flax.linen": ("flax", make_linen),
+    "flax.nnx": ("flax", make_nnx),
+    "haiku": ("haiku", make_haiku),
+    "equinox": ("equinox", make_equinox),
+    "keras": ("keras", make_keras),
+    "torch": ("torch", make_torch),
+}
+
+DISTRIBUTIONS = {"haiku": "dm-haiku"}
+"""What pip calls a library, where that is not its own name."""
+
+
+def installed() -> dict[str, tuple[str, Callable[..., Layer]]]:
+    """Returns library and maker of each kind of layer that can be made here, jbn's first."""
+    return {n: maker for n, maker in _MAKERS.items() if importlib.util.find_spec(maker[0])}
