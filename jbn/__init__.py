@@ -10,5 +10,6 @@ from jbn.norms import batch_norm as batch_norm
 from jbn.running import BatchNormState as BatchNormState
 from jbn.running import corrected_decay as corrected_decay
 from jbn.running import cumulative_decay as cumulative_decay
+from jbn.running import update as update
 
 __version__ = "0.1.0"

@@ -67,3 +67,24 @@ def test_float64_batches_leave_a_float32_state_float32():
     params, state = norm.init(3)
     _, new = norm.train(params, state, data((8, 3), dtype=np.float64))
     assert new.mean.dtype == new.var.dtype == jnp.float32
+
+
+def test_micro_batches_can_update_the_state_like_the_whole_batch():
+    x = data((4, 16, 3), mean=5)
+    norm = jbn.batch_norm(decay=0.9)
+    params, state = norm.init(3)
+    # With decay 0 the next state is what the micro-batch says.
+    micro = jbn.batch_norm(decay=0.0)
+    merged = jbn.Moments(jnp.zeros(3), jnp.zeros(3), jnp.float32(0))
+    for part in x:
+        _, (mean, var, _) = micro.train(params, state, part)
+        merged = jbn.merge(merged, jbn.Moments(mean, var, jnp.float32(16)))
+    _, whole = norm.train(params, state, x.reshape(64, 3))
+    for a, b in zip(jbn.update(state, merged, 0.9), whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_count_given_as_an_integer_is_welcome():
+    batch = jbn.Moments(jnp.ones(3), jnp.ones(3), jnp.int32(5))
+    state = jbn.update(jbn.batch_norm().init(3)[1], batch, 0.5, unbiased=True)
+    np.testing.assert_allclose(state.var, 0.5 + 0.5 * 5 / 4, rtol=1e-6)
