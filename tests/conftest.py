@@ -1,8 +1,11 @@
 """Eight CPU devices and strict dtypes for every test."""
 
+import os
+
 import jax
 import pytest
 
+os.environ.setdefault("KERAS_BACKEND", "jax")  # Before anything imports Keras.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.devices()  # From here on the number is fixed.

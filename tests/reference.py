@@ -1,9 +1,11 @@
 """Batch normalization in float64 NumPy, written from the formulas alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def moments(x, axis=-1, mask=None):
+def moments(x, axis: int | Sequence[int] = -1, mask=None):
     """Returns mean, biased variance and count over the valid positions, by two passes."""
     rows, valid, shape = _rows(x, axis, mask)
     rows = rows[valid]

@@ -19,8 +19,12 @@ X = data((6, 16, 3), mean=2)
 
 def start(models=()):
     norm = jbn.batch_norm(decay=0.9)
-    params, state = norm.init(3)
-    return norm, *jax.tree.map(lambda a: jnp.broadcast_to(a, (*models, *a.shape)), (params, state))
+    params, state = jax.tree.map(lambda a: jnp.broadcast_to(a, (*models, *a.shape)), norm.init(3))
+    return norm, params, state
+
+
+def at(tree, *index):
+    return jax.tree.map(lambda a: a[index], tree)
 
 
 def assert_close(got, wanted):
@@ -34,10 +38,8 @@ def test_nested_vmap_equals_loops():
     y, new = jax.vmap(jax.vmap(norm.train))(params, state, x)
     for i in range(2):
         for j in range(3):
-            one = jax.tree.map(lambda a, i=i, j=j: a[i, j], (params, state))
-            assert_close(
-                (y[i, j], jax.tree.map(lambda a, i=i, j=j: a[i, j], new)), norm.train(*one, x[i, j])
-            )
+            expected = norm.train(at(params, i, j), at(state, i, j), x[i, j])
+            assert_close((y[i, j], at(new, i, j)), expected)
 
 
 def test_models_with_masks_of_their_own_under_vmap():
@@ -46,9 +48,8 @@ def test_models_with_masks_of_their_own_under_vmap():
     mask[2] = False
     y, new = jax.vmap(lambda p, s, x, m: norm.train(p, s, x, mask=m))(params, state, X, mask)
     for i in range(6):
-        one = jax.tree.map(lambda a, i=i: a[i], (params, state))
-        expected = norm.train(*one, X[i], mask=mask[i])
-        assert_close((y[i], jax.tree.map(lambda a, i=i: a[i], new)), expected)
+        expected = norm.train(at(params, i), at(state, i), X[i], mask=mask[i])
+        assert_close((y[i], at(new, i)), expected)
 
 
 def test_donated_state_and_eval_shape():
@@ -86,10 +87,6 @@ class Layer(nn.Module):
         return nn.tanh(norm(x)), None
 
 
-def unstack(variables, i):
-    return jax.tree.map(lambda a: a[i], variables)
-
-
 def test_linen_scan_over_layers_equals_a_loop():
     scanned = nn.scan(
         Layer, {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=4
@@ -98,8 +95,8 @@ def test_linen_scan_over_layers_equals_a_loop():
     (y, _), updates = scanned.apply(variables, X[0], mutable=["batch_stats"])
     x: Any = X[0]
     for i in range(4):
-        (x, _), new = Layer().apply(unstack(variables, i), x, mutable=["batch_stats"])
-        assert_close(unstack(updates, i), new)
+        (x, _), new = Layer().apply(at(variables, i), x, mutable=["batch_stats"])
+        assert_close(at(updates, i), new)
     assert_close(y, x)
 
 
@@ -135,8 +132,8 @@ def test_linen_vmap_over_models(axis_name):
         np.testing.assert_allclose(var, jnp.broadcast_to(var[0], var.shape), rtol=1e-6)
         return
     for i in range(6):
-        (one, _), new = Layer().apply(unstack(variables, i), X[i], mutable=["batch_stats"])
-        assert_close((y[i], unstack(updates, i)), (one, new))
+        (one, _), new = Layer().apply(at(variables, i), X[i], mutable=["batch_stats"])
+        assert_close((y[i], at(updates, i)), (one, new))
 
 
 def test_nnx_vmap_over_models_in_training():

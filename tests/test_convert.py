@@ -1,0 +1,261 @@
+"""Conversions against the libraries themselves, where they are installed."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import jbn
+from jbn import convert
+from tests.test_moments import data
+
+FEATURES = 3
+SHAPE = (4, 2, 3, FEATURES)
+
+
+def batch(seed):
+    return np.asarray(data(SHAPE, seed, mean=seed), np.float32)
+
+
+class Torch:
+    layout, prefix, shape = "torch", "", None
+
+    def __init__(self, **arguments):
+        self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        self.layer = self.torch.nn.BatchNorm2d(FEATURES, **arguments)
+
+    def arrays(self):
+        return {name: tensor.numpy() for name, tensor in self.layer.state_dict().items()}
+
+    def load(self, arrays):
+        tensors = {name: self.torch.from_numpy(array) for name, array in arrays.items()}
+        self.layer.load_state_dict(tensors)
+
+    def __call__(self, x, training):
+        self.layer.train(training)
+        y = self.layer(self.torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
+        return np.moveaxis(y.detach().numpy(), 1, -1)
+
+
+class Linen:
+    layout, prefix, shape = "flax", "", None
+
+    def __init__(self, **arguments):
+        self.layer = linen.BatchNorm(**arguments)
+        self.variables = self.layer.init(jax.random.key(0), batch(0), use_running_average=True)
+
+    def arrays(self):
+        return {**self.variables.get("params", {}), **self.variables["batch_stats"]}
+
+    def load(self, arrays):
+        self.variables = jax.tree.map_with_path(lambda p, _: arrays[p[-1].key], self.variables)
+        assert len(arrays) == len(jax.tree.leaves(self.variables))
+
+    def __call__(self, x, training):
+        y, updates = self.layer.apply(
+            self.variables, x, use_running_average=not training, mutable=["batch_stats"]
+        )
+        self.variables = {**self.variables, **updates}
+        return y
+
+
+class Nnx:
+    layout, prefix, shape = "flax", "", None
+
+    def __init__(self, **arguments):
+        self.layer = nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0), **arguments)
+
+    def arrays(self):
+        return nnx.to_pure_dict(nnx.state(self.layer))
+
+    def load(self, arrays):
+        state = nnx.state(self.layer)
+        nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, arrays))
+        nnx.update(self.layer, state)
+
+    def __call__(self, x, training):
+        return self.layer(x, use_running_average=not training)
+
+
+class Haiku:
+    layout, prefix, shape = "haiku", "batch_norm/", (1, 1, 1, FEATURES)
+
+    def __init__(self, **arguments):
+        hk: Any = pytest.importorskip("haiku", reason="Haiku is not installed")
+        arguments = {"create_scale": True, "create_offset": True, **arguments}
+        self.layer = hk.transform_with_state(lambda x, t: hk.BatchNorm(**arguments)(x, t))
+        self.params, self.state = self.layer.init(jax.random.key(0), batch(0), True)
+
+    def arrays(self):
+        return self.params | self.state
+
+    def load(self, arrays):
+        self.params, self.state = (
+            {m: {n: arrays[f"{m}/{n}"] for n in names} for m, names in tree.items()}
+            for tree in (self.params, self.state)
+        )
+        assert len(arrays) == len(jax.tree.leaves(self.arrays()))
+
+    def __call__(self, x, training):
+        y, self.state = self.layer.apply(self.params, self.state, None, x, training)
+        return y
+
+
+class Keras:
+    layout, prefix, shape = "keras", "bn/", None
+
+    def __init__(self, **arguments):
+        os.environ.setdefault("KERAS_BACKEND", "jax")
+        keras: Any = pytest.importorskip("keras", reason="Keras is not installed")
+        self.layer = keras.layers.BatchNormalization(name="bn", **arguments)
+        self.layer.build(SHAPE)
+
+    def arrays(self):
+        return {weight.path: weight for weight in self.layer.weights}
+
+    def load(self, arrays):
+        assert len(arrays) == len(self.layer.weights)
+        for weight in self.layer.weights:
+            weight.assign(arrays[weight.path])
+
+    def __call__(self, x, training):
+        return self.layer(x, training=training)
+
+
+class EquinoxBatch:
+    layout, prefix, shape, mode = "equinox_batch", "", None, "batch"
+    buffers = ("batch_state_index", "batch_counter")
+
+    def __init__(self, **arguments):
+        self.eqx: Any = pytest.importorskip("equinox", reason="Equinox is not installed")
+        make = self.eqx.nn.make_with_state(self.eqx.nn.BatchNorm)
+        self.layer, self.state = make(FEATURES, "batch", mode=self.mode, **arguments)
+
+    def arrays(self):
+        buffers = {name: self.state.get(getattr(self.layer, name)) for name in self.buffers}
+        return {"weight": self.layer.weight, "bias": self.layer.bias} | buffers
+
+    def load(self, arrays):
+        if "weight" in arrays:
+            vectors = (jnp.asarray(arrays["weight"]), jnp.asarray(arrays["bias"]))
+            self.layer = self.eqx.tree_at(lambda bn: (bn.weight, bn.bias), self.layer, vectors)
+        averages, counter = self.buffers
+        values = tuple(jnp.asarray(arrays[f"{averages}/{i}"]) for i in range(2))
+        self.state = self.state.set(getattr(self.layer, averages), values)
+        self.state = self.state.set(getattr(self.layer, counter), jnp.asarray(arrays[counter]))
+
+    def __call__(self, x, training):
+        def call(x, state):
+            return self.layer(x, state, inference=not training)
+
+        apply = jax.vmap(call, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        y, self.state = apply(np.moveaxis(x, -1, 1), self.state)
+        return np.moveaxis(np.asarray(y), 1, -1)
+
+
+class EquinoxEma(EquinoxBatch):
+    layout, mode = "equinox_ema", "ema"
+    buffers = ("ema_state_index", "ema_first_time_index")
+
+
+PEERS = [Torch, Linen, Nnx, Haiku, Keras, EquinoxBatch, EquinoxEma]
+CORRECTED = ("haiku", "equinox_batch")
+
+every_peer = pytest.mark.parametrize("peer", PEERS)
+every_layout = pytest.mark.parametrize("layout", get_args(convert.LayoutName))
+
+
+def layer_of(**options):
+    """A layer of jbn with a scale and a bias that mean something, before the first batch."""
+    params, state = jbn.batch_norm(**options).init(FEATURES)
+    params = jax.tree.map(lambda leaf: leaf + data(FEATURES, 5) / 2, params)
+    return convert.Layer(params, state, options)
+
+
+def train(layer, seeds):
+    norm = jbn.batch_norm(**layer.options)
+    for seed in seeds:
+        layer = layer._replace(state=norm.train(layer.params, layer.state, batch(seed))[1])
+    return layer
+
+
+def write(peer, layer):
+    """The library's layer, made and filled from jbn's."""
+    foreign = convert.write(peer.layout, layer, prefix=peer.prefix, shape=peer.shape)
+    real = peer(**foreign.arguments)
+    real.load(foreign.arrays)
+    return real
+
+
+def assert_same_inference(real, layer):
+    y = jbn.batch_norm(**layer.options).infer(layer.params, layer.state, batch(9))
+    np.testing.assert_allclose(real(batch(9), training=False), y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("peer", "arguments"),
+    [
+        (Torch, {"momentum": 0.3, "eps": 1e-2}),
+        (Torch, {"momentum": None}),
+        (Linen, {"momentum": 0.7, "epsilon": 1e-2}),
+        (Nnx, {"momentum": 0.7, "epsilon": 1e-2}),
+        (Haiku, {"decay_rate": 0.7, "eps": 1e-2, "create_scale": True, "create_offset": True}),
+        (Keras, {"momentum": 0.7}),
+        (EquinoxBatch, {"momentum": 0.7, "eps": 1e-2}),
+        (EquinoxEma, {"momentum": 0.7, "eps": 1e-2}),
+    ],
+)
+def test_a_layer_that_was_read_infers_and_trains_as_before(peer, arguments):
+    real = peer(**arguments)
+    start = layer_of(decay=jbn.corrected_decay(0.7))
+    real.load(convert.write(peer.layout, start, prefix=peer.prefix, shape=peer.shape).arrays)
+    for seed in range(3):
+        real(batch(seed), training=True)
+
+    layer = convert.read(peer.layout, real.arrays(), prefix=peer.prefix, **arguments)
+    assert_same_inference(real, layer)
+    real(batch(3), training=True)
+    assert_same_inference(real, train(layer, [3]))
+
+
+@every_peer
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_layer_that_was_written_infers_and_trains_as_before(peer, corrected):
+    decay = jbn.corrected_decay(0.7) if corrected else 0.7
+    layer = layer_of(decay=decay, epsilon=1e-2, unbiased=peer is Torch)
+    layer = train(layer, range(3))
+    real = write(peer, layer)
+    assert_same_inference(real, layer)
+    real(batch(3), training=True)
+    if corrected and peer.layout not in CORRECTED:
+        layer.options["decay"] = 0.7
+    assert_same_inference(real, train(layer, [3]))
+
+
+@every_peer
+def test_an_untrained_layer_is_read_as_an_untrained_layer(peer):
+    arguments = {"decay_rate": 0.9, "create_scale": True, "create_offset": True}
+    arguments = arguments if peer is Haiku else {}
+    layer = convert.read(peer.layout, peer(**arguments).arrays(), prefix=peer.prefix, **arguments)
+    jax.tree.map(np.testing.assert_array_equal, layer[:2], jbn.batch_norm().init(FEATURES))
+
+
+@every_peer
+@pytest.mark.parametrize("use", [(False, False), (True, False), (False, True)])
+def test_without_scale_or_bias(peer, use):
+    layer = layer_of(use_scale=use[0], use_bias=use[1])
+    assert_same_inference(write(peer, layer), layer)
+
+
+@every_layout
+@pytest.mark.parametrize("corrected", [False, True])
+def test_there_and_back(layout, corrected):
+    decay = jbn.corrected_decay(0.75) if corrected else 0.75
+    layer = train(layer_of(decay=decay, epsilon=1e-2), range(3))
+    foreign = convert.write(layout, layer, prefix="a/")
+    back = convert.read(layout, {"a": 0} | foreign.arrays, prefix="a/", **foreign.arguments)
+    jax.tree.map(np.testing.assert_array_equal, back.params, layer.params)
