@@ -14,6 +14,7 @@ No other library is imported. The dictionaries, whose nested keys are joined by 
     equinox_batch   {"weight": bn.weight, "bias": bn.bias,
                     "batch_state_index": state.get(bn.batch_state_index),
                     "batch_counter": state.get(bn.batch_counter)}
+                    and back by state.set, the counter as an int
     equinox_ema     the same with "ema_state_index" and "ema_first_time_index"
 
 Inference stays what it was, except where no batch was seen: what Haiku and Equinox's "ema" hold

@@ -101,5 +101,5 @@ def _group_index(axis_name: AxisName, groups: Groups) -> jax.Array:
 
 
 def _place(x: jax.Array, index: jax.Array, size: int, axis_name: AxisName) -> jax.Array:
-    slots = jnp.arange(size).reshape((size,) + (1,) * x.ndim)
+    slots = jnp.arange(size, dtype=index.dtype).reshape((size,) + (1,) * x.ndim)
     return lax.psum(jnp.where(slots == index, x, jnp.zeros((), x.dtype)), axis_name)

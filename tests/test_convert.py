@@ -1,7 +1,7 @@
 """Conversions against the libraries themselves, where they are installed."""
 
 import os
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,16 @@ def batch(seed):
     return np.asarray(data(SHAPE, seed, mean=seed), np.float32)
 
 
-class Torch:
-    layout, prefix, shape = "torch", "", None
+class Peer:
+    """One layer of a library: its arrays out, arrays in, and its call on channels-last data."""
+
+    layout: convert.LayoutName
+    prefix = ""
+    shape: tuple[int, ...] | None = None
+
+
+class Torch(Peer):
+    layout = "torch"
 
     def __init__(self, **arguments):
         self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -41,12 +49,12 @@ class Torch:
         return np.moveaxis(y.detach().numpy(), 1, -1)
 
 
-class Linen:
-    layout, prefix, shape = "flax", "", None
+class Linen(Peer):
+    layout = "flax"
 
     def __init__(self, **arguments):
         self.layer = linen.BatchNorm(**arguments)
-        self.variables = self.layer.init(jax.random.key(0), batch(0), use_running_average=True)
+        self.variables: Any = self.layer.init(jax.random.key(0), batch(0), use_running_average=True)
 
     def arrays(self):
         return {**self.variables.get("params", {}), **self.variables["batch_stats"]}
@@ -63,8 +71,8 @@ class Linen:
         return y
 
 
-class Nnx:
-    layout, prefix, shape = "flax", "", None
+class Nnx(Peer):
+    layout = "flax"
 
     def __init__(self, **arguments):
         self.layer = nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0), **arguments)
@@ -81,7 +89,7 @@ class Nnx:
         return self.layer(x, use_running_average=not training)
 
 
-class Haiku:
+class Haiku(Peer):
     layout, prefix, shape = "haiku", "batch_norm/", (1, 1, 1, FEATURES)
 
     def __init__(self, **arguments):
@@ -105,8 +113,8 @@ class Haiku:
         return y
 
 
-class Keras:
-    layout, prefix, shape = "keras", "bn/", None
+class Keras(Peer):
+    layout, prefix = "keras", "bn/"
 
     def __init__(self, **arguments):
         os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -126,8 +134,8 @@ class Keras:
         return self.layer(x, training=training)
 
 
-class EquinoxBatch:
-    layout, prefix, shape, mode = "equinox_batch", "", None, "batch"
+class EquinoxBatch(Peer):
+    layout, mode = "equinox_batch", "batch"
     buffers = ("batch_state_index", "batch_counter")
 
     def __init__(self, **arguments):
@@ -146,7 +154,7 @@ class EquinoxBatch:
         averages, counter = self.buffers
         values = tuple(jnp.asarray(arrays[f"{averages}/{i}"]) for i in range(2))
         self.state = self.state.set(getattr(self.layer, averages), values)
-        self.state = self.state.set(getattr(self.layer, counter), jnp.asarray(arrays[counter]))
+        self.state = self.state.set(getattr(self.layer, counter), arrays[counter].item())
 
     def __call__(self, x, training):
         def call(x, state):
@@ -232,7 +240,7 @@ def test_a_layer_that_was_written_infers_and_trains_as_before(peer, corrected):
     assert_same_inference(real, layer)
     real(batch(3), training=True)
     if corrected and peer.layout not in CORRECTED:
-        layer.options["decay"] = 0.7
+        layer = layer._replace(options={**layer.options, "decay": 0.7})
     assert_same_inference(real, train(layer, [3]))
 
 
@@ -256,6 +264,59 @@ def test_without_scale_or_bias(peer, use):
 def test_there_and_back(layout, corrected):
     decay = jbn.corrected_decay(0.75) if corrected else 0.75
     layer = train(layer_of(decay=decay, epsilon=1e-2), range(3))
-    foreign = convert.write(layout, layer, prefix="a/")
-    back = convert.read(layout, {"a": 0} | foreign.arrays, prefix="a/", **foreign.arguments)
+    arrays, arguments = convert.write(layout, layer)
+    model = {"bn1": arrays, "other": {"kernel": 0}}
+    back = convert.read(layout, model, prefix="bn1/", **arguments)
+
+    rtol = 2e-7 if corrected and layout == "equinox_batch" else 0
+    for actual, expected in zip(back.state[:2], layer.state[:2], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=rtol)
     jax.tree.map(np.testing.assert_array_equal, back.params, layer.params)
+    assert back.options["epsilon"] == 1e-2
+
+    def weight(layer) -> Any:
+        decay = layer.options["decay"]
+        return decay(layer.state.count) if callable(decay) else decay
+
+    expected = weight(layer) if layout in CORRECTED else 0.75
+    np.testing.assert_allclose(weight(back), expected, rtol=1e-6)
+    if layout == "torch" or (corrected and layout in CORRECTED):
+        assert back.state.count == 3
+
+
+def test_statistics_are_read_in_float32_or_wider():
+    arrays, arguments = convert.write("flax", train(layer_of(), range(3)))
+    half = {name: array.astype(jnp.bfloat16) for name, array in arrays.items()}
+    layer = convert.read("flax", half, **arguments)
+    assert {leaf.dtype for leaf in layer.params} == {jnp.dtype(jnp.bfloat16)}
+    assert layer.state.mean.dtype == layer.state.var.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "words"),
+    [
+        (ValueError, {"layout": "tf"}, "'tf' is unknown: choose one of .'torch', 'flax'"),
+        (KeyError, {"prefix": "bn2."}, "'bn2.weight' is not .* there: .'bn1.'"),
+        (TypeError, {"epsilon": 1e-3}, "'epsilon'.* are none of torch's .'momentum', 'eps'"),
+        (TypeError, {"layout": "haiku"}, "no default for .'decay_rate'"),
+        (ValueError, {"momentum": 2}, "must be in .0, 1."),
+    ],
+)
+def test_what_cannot_be_read(error, arguments, words):
+    arrays = convert.write("torch", layer_of(), prefix="bn1.").arrays
+    with pytest.raises(error, match=words):
+        convert.read(**{"layout": "torch", "arrays": arrays, "prefix": "bn1.", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("error", "layout", "options", "words"),
+    [
+        (ValueError, "tf", {}, "'tf' is unknown"),
+        (ValueError, "flax", {"decay": jbn.cumulative_decay}, "no number below 1, which flax"),
+        (ValueError, "haiku", {"decay": 1.0}, "decay=1.0 .* which haiku needs"),
+        (TypeError, "flax", {"momentum": 0.9}, "'momentum'"),
+    ],
+)
+def test_what_cannot_be_written(error, layout, options, words):
+    with pytest.raises(error, match=words):
+        convert.write(layout, layer_of()._replace(options=options))

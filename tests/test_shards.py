@@ -170,3 +170,37 @@ def test_groups_that_are_no_partition_are_refused():
     params, state = norm.init(3)
     with pytest.raises(ValueError, match="axis_index_groups"):
         jax.vmap(lambda x: norm.train(params, state, x), axis_name="d")(X.reshape(8, 4, 5, 3))
+
+
+@pytest.mark.usefixtures("x64")
+def test_shards_agree_to_twelve_digits_in_float64():
+    x, dy = X.astype(np.float64), DY.astype(np.float64)
+    norm = jbn.batch_norm(decay=0.5, axis_name="d")
+    params, state = jax.tree.map(lambda a: a.astype(np.float64), norm.init(3)[0]), norm.init(3)[1]
+    state = state._replace(mean=state.mean.astype(np.float64), var=state.var.astype(np.float64))
+    f = jax.shard_map(
+        functools.partial(step, norm),
+        mesh=jax.make_mesh((8,), ("d",), (AxisType.Auto,)),
+        in_specs=(P(), P(), P("d"), P("d"), P("d")),
+        out_specs=(P("d"), P("d"), P(), P()),
+    )
+    one = functools.partial(step, jbn.batch_norm(decay=0.5))
+    got, wanted = (jax.jit(g)(params, state, x, dy, MASK) for g in (f, one))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("groups", [None, [[0, 3], [1, 2]]])
+def test_sixty_four_bit_types_promote_nothing(groups):
+    norm = jbn.batch_norm(axis_name="d", axis_index_groups=groups)
+    params, state = norm.init(3)
+    mask = data((4, 6), 1) > 0
+
+    def loss(x, mask):
+        y, _ = norm.train(params, state, x, mask=mask)
+        return jnp.sum(y**3)
+
+    grads = jax.vmap(jax.grad(loss), axis_name="d")(jnp.asarray(data((4, 6, 3))), mask)
+    assert grads.dtype == jnp.float32
+    assert np.isfinite(grads).all()

@@ -1,0 +1,49 @@
+"""One of two processes with 4 devices each: a training step on the global batch.
+
+Command: python -m tests.process INDEX PORT OUTPUT
+"""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jbn
+from tests.test_shards import DY, MASK, X, step
+
+
+def main(index: int, port: str, output: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+    mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+    spread, everywhere = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
+
+    def place(array, sharding):
+        return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+
+    arrays = [place(array, spread) for array in (X, DY, MASK)]
+    results = {}
+    for name, axis_name in (("shard_map", "d"), ("jit", None)):
+        norm = jbn.batch_norm(decay=0.5, axis_name=axis_name)
+        run = functools.partial(step, norm)
+        if axis_name:
+            run = jax.shard_map(
+                run,
+                mesh=mesh,
+                in_specs=(P(), P(), P("d"), P("d"), P("d")),
+                out_specs=(P("d"), P("d"), P(), P()),
+            )
+        params, state = jax.tree.map(lambda a: place(np.asarray(a), everywhere), norm.init(3))
+        out = jax.jit(run, out_shardings=everywhere)(params, state, *arrays)
+        results |= {f"{name}{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(out))}
+    if index == 0:
+        np.savez(output, **results)
+    jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
