@@ -37,7 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jbn import features, running
-from jbn.norms import BatchNormParams, batch_norm
+from jbn.norms.batch import batch_norm
+from jbn.norms.norm import BatchNormParams
 from jbn.running import BatchNormState
 
 LayoutName = Literal["torch", "flax", "haiku", "keras", "equinox_batch", "equinox_ema"]
@@ -152,7 +153,12 @@ def write(
     """
     names = _names(layout)
     batch_norm(**layer.options)  # Refuses what is unknown or out of range.
-    options = {**(batch_norm.__kwdefaults__ or {}), **layer.options}
+    options = {
+        "use_scale": True,
+        "use_bias": True,
+        **(batch_norm.__kwdefaults__ or {}),
+        **layer.options,
+    }
     state = jax.tree.map(np.asarray, layer.state)
     scale = layer.params.scale if options["use_scale"] else None
     bias = layer.params.bias if options["use_bias"] else None

@@ -1,6 +1,8 @@
 """Which axes of an array hold features, and how vectors and masks line up with them."""
 
+import math
 from collections.abc import Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -55,12 +57,16 @@ def require_feature_shape(x: jax.Array, axes: tuple[int, ...], **vectors: jax.Ar
             )
 
 
-def values_per_feature(x: jax.Array, axes: tuple[int, ...]) -> int:
-    """Returns how many positions of `x` share one feature."""
-    size = 1
-    for a in reduced_axes(x, axes):
-        size *= x.shape[a]
-    return size
+def num_examples(x: jax.Array, axis: Axes) -> int:
+    """Returns the size of the first axis of `x` that is not a feature axis; 1 if there is none."""
+    reduced = reduced_axes(x, feature_axes(x, axis))
+    return x.shape[reduced[0]] if reduced else 1
+
+
+def values_per_example(x: jax.Array, axis: Axes) -> int:
+    """Returns how many values of each feature an example has."""
+    reduced = reduced_axes(x, feature_axes(x, axis))
+    return math.prod(x.shape[a] for a in reduced[1:])
 
 
 def along_features(vector: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -68,9 +74,11 @@ def along_features(vector: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> ja
     return jnp.expand_dims(vector, reduced_axes(x, axes))
 
 
-def along_positions(
-    mask: ArrayLike | None, x: jax.Array, axes: tuple[int, ...]
-) -> jax.Array | None:
+@overload
+def along_positions(mask: None, x: jax.Array, axes: tuple[int, ...]) -> None: ...
+@overload
+def along_positions(mask: ArrayLike, x: jax.Array, axes: tuple[int, ...]) -> jax.Array: ...
+def along_positions(mask, x, axes):
     """Broadcasts a mask over the positions of `x` and gives it feature axes of size 1.
 
     Raises:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn import features, shards
-from jbn.norms import BatchNormParams, Norm, batch_norm
+from jbn.norms.batch import batch_norm
+from jbn.norms.norm import BatchNormParams, Norm
 
 
 class BatchNormFields(Protocol):

@@ -1,6 +1,7 @@
 """Mean and variance of a batch: exact under masks and shards, in one pass, at any offset."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -76,13 +77,25 @@ def merge(a: Moments, b: Moments) -> Moments:
       b: moments of the other, of the same shapes.
     """
     count = a.count + b.count
-    share = b.count / jnp.maximum(count, 1)
+    share = b.count / _or_one(count)
     delta = b.mean - a.mean
     return Moments(
         mean=a.mean + delta * share,
         var=a.var + (b.var - a.var) * share + delta**2 * share * (1 - share),
         count=count,
     )
+
+
+def union(parts: Moments) -> Moments:
+    """Returns the moments of the union of disjoint batches.
+
+    Args:
+      parts: their moments, stacked on the first axis; some may be empty.
+    """
+    mean, var, count = parts
+    count = jnp.expand_dims(count, range(1, mean.ndim))
+    whole = _union(_Shifted(mean, jnp.zeros_like(mean), var, count))
+    return Moments(whole.shift + whole.offset, whole.var, whole.count)
 
 
 class _Shifted(NamedTuple):
@@ -148,7 +161,7 @@ def _local_moments(x, mask, axes) -> _Shifted:
 def _union(parts: _Shifted) -> _Shifted:
     """Moments of the union of batches stacked on the first axis, some of them empty."""
     count = jnp.sum(parts.count, 0)
-    weight = parts.count / jnp.maximum(count, 1)
+    weight = parts.count / _or_one(count)
     filled = jnp.argmax(parts.count > 0, 0, keepdims=True)
     shift = jnp.take_along_axis(parts.shift, filled, 0)
     offsets = jnp.where(parts.count > 0, (parts.shift - shift) + parts.offset, 0)
@@ -157,9 +170,13 @@ def _union(parts: _Shifted) -> _Shifted:
     return _Shifted(shift[0], offset, var, count.reshape(-1)[0])
 
 
+def _or_one(count: jax.Array) -> jax.Array:
+    return jnp.where(count > 0, count, jnp.ones((), count.dtype))
+
+
 def _count(x, mask, axes) -> jax.Array:
     if mask is None:
-        return jnp.asarray(features.values_per_feature(x, axes), jnp.float32)
+        return jnp.float32(math.prod(x.shape[a] for a in features.reduced_axes(x, axes)))
     return jnp.sum(mask, dtype=jnp.int32)
 
 

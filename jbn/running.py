@@ -1,12 +1,13 @@
 """Running statistics: how they start and how a batch moves them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jbn import features
 from jbn.moments import Moments
 
 Decay = float | Callable[[jax.Array], jax.typing.ArrayLike]
@@ -49,22 +50,45 @@ def update(
       decay: the weight on the old statistics, in [0, 1], or a function of `state.count`.
       unbiased: whether the running variance averages n / (n - 1) var, as in PyTorch.
     """
-    state, batch = lax.stop_gradient((state, batch))
-    good = (batch.count > 0) & jnp.all(jnp.isfinite(batch.mean) & jnp.isfinite(batch.var))
+    new = average(widened(state, batch), batch, decay, unbiased=unbiased)
+    return accepted(state, batch, new)
+
+
+def average(
+    state: BatchNormState, batch: Moments, decay: Decay, *, unbiased: bool = False
+) -> BatchNormState:
+    """The arithmetic of `update`."""
     var = batch.var
     if unbiased:
         var = var * (batch.count / jnp.maximum(batch.count - 1, 1))
     old = decay(state.count) if callable(decay) else decay
-
-    def average(running, new):
-        keep, take = (jnp.asarray(weight, running.dtype) for weight in (old, 1 - old))
-        return jnp.where(good, keep * running + take * new.astype(running.dtype), running)
-
+    keep, take = (jnp.asarray(weight, state.mean.dtype) for weight in (old, 1 - old))
     return BatchNormState(
-        average(state.mean, batch.mean),
-        average(state.var, var),
-        state.count + good.astype(state.count.dtype),
+        keep * state.mean + take * batch.mean, keep * state.var + take * var, state.count + 1
     )
+
+
+State = TypeVar("State", bound=Any)
+
+
+def widened(state: State, batch: Moments) -> State:
+    """Returns the state in its own or the batch's dtype, the wider of the two; no gradient."""
+    wide = features.statistics_dtype(state.mean, batch.mean)
+
+    def widen(leaf):
+        return leaf.astype(wide) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(widen, lax.stop_gradient(state))
+
+
+def accepted(state: State, batch: Moments, new: State) -> State:
+    """Returns `new` in the dtypes of `state`, or `state` itself after a bad batch; no gradient."""
+    good = (batch.count > 0) & jnp.all(jnp.isfinite(batch.mean) & jnp.isfinite(batch.var))
+
+    def choose(old, new):
+        return jnp.where(good, new.astype(old.dtype), old)
+
+    return lax.stop_gradient(jax.tree.map(choose, state, new))
 
 
 def cumulative_decay(count: jax.Array) -> jax.Array:

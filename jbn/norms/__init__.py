@@ -1,0 +1,1 @@
+"""Norms: each a choice of which statistics normalise and of what is remembered."""
