@@ -6,7 +6,7 @@ group is the union of whole blocks, on one shard or on several, a last one perha
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,26 +32,29 @@ def require_group_size(group_size: int, index_groups: shards.Groups | None) -> N
         )
 
 
-class Blocks(NamedTuple):
-    """The examples here, in blocks.
+def by_groups(
+    f: Callable[..., jax.Array],
+    x: jax.Array,
+    mask: ArrayLike | None,
+    axis: features.Axes,
+    group_size: int,
+    axis_name: shards.AxisName | None,
+    operands: Any,
+) -> tuple[jax.Array, Moments]:
+    """Returns `f(x, mask, moments, operands)` of each group, joined, and the moments of all groups.
 
-    Attributes:
-      x: x with its axis of examples split into `[blocks, size]`.
-      mask: `[blocks, size, ...]`, or None.
-      axis: the feature axes of x before it was split.
-      examples: its axis of examples.
-      per_group: blocks in a group.
-    """
+    A group that lies on several shards has the moments of all of it, but each calls `f` with what
+    it has of it; where the group size doesn't divide the examples here, with a block at a time.
 
-    x: jax.Array
-    mask: jax.Array | None
-    axis: tuple[int, ...]
-    examples: int
-    per_group: int
-
-
-def split(x: jax.Array, mask: ArrayLike | None, axis: features.Axes, group_size: int) -> Blocks:
-    """Returns the blocks of `x`.
+    Args:
+      f: what to do with a group; the result has the shape of its x.
+      x: `[...]` with at least one axis that is not a feature axis; the first of them is that of
+        examples.
+      mask: boolean, broadcastable to x without its feature axes, or None.
+      axis: the feature axis or axes.
+      group_size: number of examples in a group, counted over all shards.
+      axis_name: the named axis or axes over which the batch is spread.
+      operands: what else `f` needs, a pytree of arrays.
 
     Raises:
       ValueError: x has no axis of examples.
@@ -63,43 +66,44 @@ def split(x: jax.Array, mask: ArrayLike | None, axis: features.Axes, group_size:
             f"x of shape {x.shape} has no axis of examples for group_size={group_size} to count "
             "along: give it one, of size 1 under a vmap over examples."
         )
-    examples = reduced[0]
-    count = x.shape[examples]
-    size = math.gcd(count, group_size)
-
-    def cut(array, at):
-        return array.reshape(*array.shape[:at], count // size, size, *array.shape[at + 1 :])
-
+    at = reduced[0]
+    size = math.gcd(x.shape[at], group_size)
     valid = features.along_positions(mask, x, axes)
-    if valid is not None:
-        valid = cut(jnp.squeeze(valid, axes), 0)
-    return Blocks(cut(x, examples), valid, axes, examples, group_size // size)
+    in_axes = (at, None if valid is None else 0)
+
+    def run(x, valid, operands):
+        blocks = (
+            _cut(x, at, size),
+            None if valid is None else _cut(jnp.squeeze(valid, axes), 0, size),
+        )
+        parts = jax.vmap(lambda x, mask: moments(x, axes, mask=mask), in_axes)(*blocks)
+        groups, whole = _unions(parts, group_size // size, axis_name, x)
+        y = jax.vmap(f, (*in_axes, 0, None), at)(*blocks, groups, operands)
+        return y.reshape(x.shape), *whole
+
+    vector = shards.spread_like(x, axes)
+    spread = shards.spread_like(x, range(x.ndim)), vector, vector, shards.spread_like(x, ())
+    y, *whole = shards.with_automatic_axes(run, x, spread)(x, valid, operands)
+    return y, Moments(*whole)
 
 
-def group_moments(blocks: Blocks, axis_name: shards.AxisName | None) -> tuple[Moments, Moments]:
-    """Returns the moments `[blocks, *features]` of each block's group, and those of all groups."""
-    axes = (blocks.examples, None if blocks.mask is None else 0)
-    one = jax.vmap(lambda x, mask: moments(x, blocks.axis, mask=mask), axes)
-    parts = one(blocks.x, blocks.mask)
-    first, num_blocks = 0, len(parts.count)
+def _cut(array: jax.Array, at: int, size: int) -> jax.Array:
+    """Splits an axis into `[blocks, size]`."""
+    return array.reshape(*array.shape[:at], -1, size, *array.shape[at + 1 :])
+
+
+def _unions(
+    parts: Moments, per_group: int, axis_name: shards.AxisName | None, x: jax.Array
+) -> tuple[Moments, Moments]:
+    """The moments of each block's group, and those of all groups, from those of the blocks here."""
+    mine = jnp.arange(len(parts.count))
     if axis_name is not None:
-        first = lax.axis_index(axis_name) * num_blocks
+        mine += lax.axis_index(axis_name) * len(mine)
         parts = _of_all_shards(parts, axis_name)
-
-    groups = jax.vmap(union)(jax.tree.map(lambda a: _rows(a, blocks.per_group), parts))
-    mine = (first + jnp.arange(num_blocks)) // blocks.per_group
+    groups = jax.vmap(union)(jax.tree.map(lambda a: _rows(a, per_group), parts))
     # As one array, whose cotangents are added up over the shards by one collective.
-    values = shards.vary_like(jnp.stack(groups[:2]), blocks.x)[:, mine]
-    mean, var = values
-    return Moments(mean, var, groups.count[mine]), union(groups)
-
-
-def join(blocks: Blocks, f: Callable[..., jax.Array], vectors: Any) -> jax.Array:
-    """Returns `f(x, mask, vectors)` of each block, put together in the shape of x."""
-    axes = (blocks.examples, None if blocks.mask is None else 0, 0)
-    y = jax.vmap(f, axes, blocks.examples)(blocks.x, blocks.mask, vectors)
-    at = blocks.examples
-    return y.reshape(*y.shape[:at], -1, *y.shape[at + 2 :])
+    mean, var = shards.vary_like(jnp.stack(groups[:2]), x)[:, mine // per_group]
+    return Moments(mean, var, groups.count[mine // per_group]), union(groups)
 
 
 def _of_all_shards(parts: Moments, axis_name: shards.AxisName) -> Moments:

@@ -142,7 +142,7 @@ def _local_moments(x, mask, axes) -> _Shifted:
     """Moments of this shard alone."""
     dtype = features.statistics_dtype(x)
     first_valid = functools.partial(_first_valid, axes=axes)
-    first_valid = shards.with_automatic_axes(first_valid, shards.feature_sharding(x, axes))
+    first_valid = shards.with_automatic_axes(first_valid, x, shards.spread_like(x, axes))
     shift = first_valid(x, mask).astype(dtype)
     count = _count(x, mask, axes).astype(dtype)
 

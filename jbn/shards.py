@@ -1,6 +1,7 @@
 """Sums and gathers over named axes: pmap, shard_map or vmap, all of it or in groups."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,17 +77,16 @@ def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
     return lax.pcast(x, tuple(missing), to="varying") if missing else x
 
 
-def feature_sharding(x: jax.Array, axes: tuple[int, ...]) -> NamedSharding | None:
-    """Returns the sharding of one value per feature of `x`, where mesh axes are explicit."""
+def spread_like(x: jax.Array, axes: Iterable[int]) -> NamedSharding:
+    """Returns the sharding of an array whose axes are the given ones of `x`."""
     sharding = jax.typeof(x).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
     return NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[a] for a in axes)))
 
 
-def with_automatic_axes(f: Callable, out_sharding: NamedSharding | None) -> Callable:
-    """Lets `f` index along sharded axes where mesh axes are explicit, which would refuse it."""
-    return f if out_sharding is None else auto_axes(f, out_sharding=out_sharding)
+def with_automatic_axes(f: Callable, x: jax.Array, out_sharding: Any) -> Callable:
+    """Lets `f(x, ...)` index and reshape sharded axes, which explicit mesh axes would refuse."""
+    explicit = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+    return auto_axes(f, out_sharding=out_sharding) if explicit else f
 
 
 def _varying_axes(x: jax.Array) -> frozenset[Hashable]:

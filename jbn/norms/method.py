@@ -162,20 +162,22 @@ def make_norm(
             _require_two_values(x, axis, axis_name, index_groups, group_size)
         per_example = features.values_per_example(x, axis)
 
-        def choose(batch):
-            chosen = current.choose(running.widened(state, batch), batch, batch.count / per_example)
-            if mask is None:
-                return chosen
-            recalled = current.recall(running.widened(state, batch))
-            return jax.tree.map(lambda a, b: jnp.where(batch.count > 0, a, b), chosen, recalled)
+        def normalised(x, mask, batch, variables):
+            params, state = variables
+            state = running.widened(state, batch)
+            chosen = current.choose(state, batch, batch.count / per_example)
+            if mask is not None:
+                recalled = current.recall(state)
+                pick = partial(jnp.where, batch.count > 0)
+                chosen = jax.tree.map(pick, chosen, recalled)
+            return apply(params, x, mask, chosen)
 
+        variables = params, state
         if group_size is None:
             batch = moments(x, axis, mask=mask, axis_name=axis_name, axis_index_groups=index_groups)
-            y = apply(params, x, mask, choose(batch))
+            y = normalised(x, mask, batch, variables)
         else:
-            blocks = ghost.split(x, mask, axis, group_size)
-            groups, batch = ghost.group_moments(blocks, axis_name)
-            y = ghost.join(blocks, partial(apply, params), jax.vmap(choose)(groups))
+            y, batch = ghost.by_groups(normalised, x, mask, axis, group_size, axis_name, variables)
         new = current.update(running.widened(state, batch), batch, batch.count / per_example)
         return y, running.accepted(state, batch, new)
 
