@@ -1,6 +1,6 @@
 """Studies: claims about batch norm, each tried and answered from stored runs; a file each."""
 
-from experiments.studies import faster
+from experiments.studies import faster, smoother
 from experiments.studies.study import Study
 
-STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (faster,)}
+STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (faster, smoother)}
