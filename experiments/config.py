@@ -18,6 +18,8 @@ class DataConfig:
     dataset: Literal["digits", "cifar10"] = "digits"
     train_size: int | None = None
     """Number of training images to use; all of them by default."""
+    gain: float = 1.0
+    """Standard deviation of the network's input over the training images."""
 
 
 @dataclass(frozen=True)

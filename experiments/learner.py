@@ -96,7 +96,7 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
     total_steps = math.ceil(config.epochs * steps_per_epoch)
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     images, labels, test_images, test_labels = jax.device_put(dataset[:4], everywhere)
-    normalise = _normaliser(images)
+    normalise = _normaliser(images, config.data.gain)
     num_classes = len(dataset.classes)
     model = make_model(config, num_classes, config.norm.make())
     optimizer = make_optimizer(config.optimizer, total_steps, steps_per_epoch)
@@ -235,11 +235,11 @@ def _spread(mesh):
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def _normaliser(images) -> Callable[[jax.Array], jax.Array]:
-    """Returns the map from uint8 images to floats of mean 0 and variance 1 in each channel."""
+def _normaliser(images, gain) -> Callable[[jax.Array], jax.Array]:
+    """Returns the map from images to floats of mean 0 and deviation `gain` in each channel."""
     pixels = images.astype(jnp.float32) / 255
     mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
-    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std
+    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
 
 
 def _batches(images, labels, size):

@@ -6,6 +6,9 @@ from typing import Any
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from experiments.studies.study import Scale
 
+BEST_RATE = {"none": 0.02, "batch": 0.1}
+"""The learning rates at which `faster`'s nets learned fastest, or as fast as at any other."""
+
 
 def base(scale: Scale, name: str) -> Config:
     """Returns a small CNN on scikit-learn's digits; in full, a larger one on CIFAR-10.

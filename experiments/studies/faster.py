@@ -78,11 +78,16 @@ def plot(records: Records, caption: str) -> Figure:
             reached = steps[np.isfinite(steps)]
             failed = len(steps) - len(reached)
             left.plot([x] * len(reached), reached, "o", color=color, alpha=0.5, markersize=4)
-            left.plot([x] * bool(failed), [most * 1.25 * 1.12**number], "x", color=color)
+            if failed:
+                left.plot(x, most * 1.25 * 1.12**number, "x", color=color)
             means.append(steps.mean())
         left.plot(arm.labels("factor"), means, color=color, label=label)
     left.axhline(most * 1.12, color="0.6", linewidth=0.8, linestyle=":")
-    left.text(0.09, most * 1.2, "x: some or all seeds never", fontsize=8, color="0.3", va="bottom")
+    left.set_ylim(top=most * 2.4)
+    left.text(
+        *(0.5, 0.99, "x: not reached by some or all seeds"),
+        **{"transform": left.transAxes, "fontsize": 8, "color": "0.3", "va": "top", "ha": "center"},
+    )
     left.set(xscale="log", yscale="log", ylabel=f"steps to {target:.0%} test accuracy")
     rate = runs[0].labels["base_rate"]
     left.set(xlabel=f"learning rate, in multiples of {rate:g}", title="lower is faster")
@@ -113,7 +118,9 @@ def answer(records: Records) -> str:
     relu, bare = arms["relu", "batch"], arms["relu", "none"]
     sigmoid, bare_sigmoid = arms["sigmoid", "batch"], arms["sigmoid", "none"]
     high = [f for f in (5, 30) if f in runs.labels("factor")]
-    with_high, bare_high = (Records(r for r in arm if r.labels["factor"] in high) for arm in (relu, bare))
+    with_high, bare_high = (
+        Records(r for r in arm if r.labels["factor"] in high) for arm in (relu, bare)
+    )
     norms = {
         label: gradients.where(activation=key[0], norm=key[1]).values("norms")
         for key, (label, _) in ARMS.items()

@@ -49,7 +49,9 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
         batch = dataset.train_images[index], dataset.train_labels[index]
         sizes = [np.float32(setting.config.optimizer.learning_rate * reach) for reach in REACH]
         ahead = [training.call(_look_ahead, *batch, size) for size in sizes]
-        losses, changes, norm = (np.array([a[k] for a in ahead]) for k in ("loss", "change", "norm"))
+        losses, changes, norm = (
+            np.array([a[k] for a in ahead]) for k in ("loss", "change", "norm")
+        )
         probes.append(
             {
                 "step": step,
@@ -71,13 +73,13 @@ def plot(records: Records, caption: str) -> Figure:
         label, color = figures.METHODS[norm]
         steps = arm.values("step")[0]
         for axis, name in zip(axes, ("range", "change"), strict=False):
-            figures.band(axis, steps, arm.values(name), label, color)
+            figures.band(axis, steps, arm.values(name), label, color, log=True)
         axes[2].plot(
             arm.values("loss").ravel(), arm.values("turn").ravel(), ".", color=color, label=label
         )
-    axes[0].set(title="loss along the step", ylabel=f"{MEASURES['range']} (nats)")
-    axes[1].set(title="gradient along the step", ylabel=MEASURES["change"])
-    axes[2].set(title="the same, at equal loss", ylabel=MEASURES["turn"])
+    axes[0].set(title="loss along the step", ylabel="largest - smallest loss (nats)")
+    axes[1].set(title="gradient along the step", ylabel="largest |change of gradient|")
+    axes[2].set(title="the same, at equal loss", ylabel="largest |change| / |gradient|")
     axes[2].set(xlabel="training loss at that point (nats)", xscale="log")
     for axis in axes[:2]:
         axis.set(xlabel="training step")

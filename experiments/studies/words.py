@@ -18,7 +18,8 @@ class Spread(NamedTuple):
     n: int
 
     def __format__(self, spec: str) -> str:
-        return f"{self.mean:{spec}} ± {self.std:{spec}}"
+        mean = f"{self.mean:{spec}}"
+        return mean if self.n == 1 else f"{mean} ± {self.std:{spec}}"
 
 
 def spread(values: ArrayLike) -> Spread:
