@@ -5,13 +5,35 @@ import jax.numpy as jnp
 
 from experiments.config import AugmentConfig
 
-_FLIP, _PERMUTE, _SHIFT = range(3)
+_FLIP, _PERMUTE, _SHIFT, _GATHER = range(4)
 """What a key derived from the seed is for."""
 
 
 def permutation(seed: int, epoch: jax.Array, size: int) -> jax.Array:
     """Returns the order `[size]` of the training images in an epoch."""
     return jax.random.permutation(_key(seed, _PERMUTE, epoch), size)
+
+
+def gather_classes(
+    order: jax.Array, labels: jax.Array, piece: int, seed: int, epoch: jax.Array
+) -> jax.Array:
+    """Reorders images into pieces of one label each, in a random order.
+
+    A batch of k pieces then holds about k classes: fewer where two pieces are of one class, more
+    where a class ends within a piece.
+
+    Args:
+      order: `[size]` the images' places in the training set, in a random order.
+      labels: `[size]` of all training images.
+      piece: number of images in a piece; what is left over at the end stays there.
+      seed: of the run.
+      epoch: `[]` int32.
+    """
+    order = order[jnp.argsort(labels[order], stable=True)]
+    whole = len(order) // piece * piece
+    pieces = order[:whole].reshape(-1, piece)
+    pieces = jax.random.permutation(_key(seed, _GATHER, epoch), pieces)
+    return jnp.concatenate([pieces.reshape(-1), order[whole:]])
 
 
 def augment(

@@ -1,8 +1,12 @@
 """What defines a training run's result; how it is carried out is in `train.Run`."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import flax.linen as nn
 
 import jbn
 
@@ -14,6 +18,8 @@ class DataConfig:
     dataset: Literal["digits", "cifar10"] = "digits"
     train_size: int | None = None
     """Number of training images to use; all of them by default."""
+    gain: float = 1.0
+    """Standard deviation of the network's input over the training images."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,19 @@ class ModelConfig:
     name: Literal["small", "airbench", "resnet20"] = "small"
     widths: tuple[int, int, int] = (64, 256, 256)
     """Channels of the three groups; airbench only."""
+    width: int = 32
+    """Channels of the first half of the convolutions, twice as many in the second; small only."""
+    depth: int = 4
+    """Number of convolutions; small only."""
+    activation: Literal["relu", "sigmoid"] = "relu"
+    """Small only."""
 
 
 @dataclass(frozen=True)
 class NormConfig:
     """Which normalisation."""
 
-    method: Literal["batch", "none"] = "batch"
+    method: Literal["batch", "group", "none"] = "batch"
     decay: float = 0.9
     """Weight on the old running statistics."""
     epsilon: float = 1e-5
@@ -51,11 +63,25 @@ class NormConfig:
     """Whether a bias is learned."""
     unbiased: bool = False
     """Whether running variances are unbiased."""
+    channels_per_group: int = 8
+    """Of group norm."""
 
-    def make(self, decay: float | None = None) -> jbn.Norm | None:
-        """Returns the norm, or None for the method `none`; `decay` goes before the field."""
+    def make(self, decay: float | None = None) -> jbn.Norm | Callable[..., nn.Module] | None:
+        """Returns the norm, or None for the method `none`; `decay` goes before the field.
+
+        Group norm, which has no statistics to keep, is Flax's module, still to be made.
+        """
         if self.method == "none":
             return None
+        if self.method == "group":
+            return partial(
+                nn.GroupNorm,
+                num_groups=None,
+                group_size=self.channels_per_group,
+                epsilon=self.epsilon,
+                use_scale=self.scale,
+                use_bias=self.bias,
+            )
         return jbn.batch_norm(
             decay=self.decay if decay is None else decay,
             epsilon=self.epsilon,
@@ -94,6 +120,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: float = 10.0
     batch_size: int = 64
+    classes_per_batch: int | None = None
+    """How many classes a training batch holds; as chance has it by default."""
     eval_batch_size: int = 500
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -120,6 +148,20 @@ def _restore(value, kind):
         inner = get_args(kind)[0]
         return tuple(_restore(v, inner) for v in value)
     return value
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """Returns what differs from the defaults: `{"norm.decay": 0.99}`."""
+
+    def flat(values, prefix=""):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    default = dict(flat(to_dict(Config(config.name))))
+    return {key: value for key, value in flat(to_dict(config)) if value != default[key]}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

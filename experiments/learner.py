@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.augment import augment, permutation, shift
+import jbn
+from experiments.augment import augment, gather_classes, permutation, shift
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model, whitening_kernel
@@ -51,6 +52,9 @@ class Learner(NamedTuple):
       steps_per_epoch: full batches in an epoch; the rest of the images waits for another epoch.
       total_steps: of the run.
       num_params: number of parameters.
+      normalise: `normalise(images) -> x`, the network's input.
+      apply: `apply(params, batch_stats, x, train) -> (logits, batch_stats)`.
+      loss: `loss(params, batch_stats, x, labels) -> (loss, (batch_stats, accuracy))` in training.
     """
 
     init: Callable[[], TrainState]
@@ -60,6 +64,9 @@ class Learner(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     num_params: int
+    normalise: Callable[[jax.Array], jax.Array]
+    apply: Callable[..., tuple[jax.Array, Any]]
+    loss: Callable[..., tuple[jax.Array, tuple[Any, jax.Array]]]
 
 
 def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> Learner:
@@ -71,18 +78,25 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
       mesh: devices, on one axis `data`, over which each batch is spread; the state is replicated.
 
     Raises:
-      ValueError: there are fewer training images than a batch has.
+      ValueError: there are fewer training images than a batch has, or `classes_per_batch` does not
+        divide the batch.
     """
     num_images = len(dataset.train_labels)
     if num_images < config.batch_size:
         raise ValueError(
             f"batch_size={config.batch_size} is more than the {num_images} training images."
         )
+    piece, rest = divmod(config.batch_size, config.classes_per_batch or 1)
+    if rest:
+        raise ValueError(
+            f"classes_per_batch={config.classes_per_batch} must divide "
+            f"batch_size={config.batch_size}."
+        )
     steps_per_epoch = num_images // config.batch_size
     total_steps = math.ceil(config.epochs * steps_per_epoch)
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     images, labels, test_images, test_labels = jax.device_put(dataset[:4], everywhere)
-    normalise = _normaliser(images)
+    normalise = _normaliser(images, config.data.gain)
     num_classes = len(dataset.classes)
     model = make_model(config, num_classes, config.norm.make())
     optimizer = make_optimizer(config.optimizer, total_steps, steps_per_epoch)
@@ -132,7 +146,11 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
     def train(state: TrainState, num_steps: int):
         def order_of(step):
-            return permutation(config.seed, step // steps_per_epoch, num_images)
+            epoch = step // steps_per_epoch
+            order = permutation(config.seed, epoch, num_images)
+            if config.classes_per_batch:
+                order = gather_classes(order, labels, piece, config.seed, epoch)
+            return order
 
         def body(carry, _):
             state, order = carry
@@ -182,7 +200,7 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
 
     @jax.jit
     def drift(state: TrainState):
-        if newest is None:
+        if not isinstance(newest, jbn.Norm):
             return {}
         params, batch_stats = _final(state)
         x = normalise(images[: config.eval_batch_size])
@@ -193,7 +211,10 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
 
     shapes = jax.eval_shape(init)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    return Learner(init, train, evaluate, drift, steps_per_epoch, total_steps, num_params)
+    return Learner(
+        *(init, train, evaluate, drift, steps_per_epoch, total_steps, num_params),
+        *(normalise, apply, loss_of),
+    )
 
 
 def _final(state: TrainState) -> tuple[Any, Any]:
@@ -214,11 +235,11 @@ def _spread(mesh):
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def _normaliser(images) -> Callable[[jax.Array], jax.Array]:
-    """Returns the map from uint8 images to floats of mean 0 and variance 1 in each channel."""
+def _normaliser(images, gain) -> Callable[[jax.Array], jax.Array]:
+    """Returns the map from images to floats of mean 0 and deviation `gain` in each channel."""
     pixels = images.astype(jnp.float32) / 255
     mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
-    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std
+    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
 
 
 def _batches(images, labels, size):

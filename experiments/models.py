@@ -12,18 +12,22 @@ from jax.typing import ArrayLike
 
 import jbn
 import jbn.linen
-from experiments.config import Config
+from experiments.config import Config, ModelConfig
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default: uniform in +-1/sqrt(fan_in)."""
 
 
-def make_model(config: Config, num_classes: int, norm: jbn.Norm | None) -> nn.Module:
+Norm = jbn.Norm | Callable[..., nn.Module] | None
+"""A method of jbn, another library's module that is still to be made, or none."""
+
+
+def make_model(config: Config, num_classes: int, norm: Norm) -> nn.Module:
     """Returns the network of the configuration: `model(images, train, mask) -> logits`."""
     dtype = jnp.dtype(config.precision)
     match config.model.name:
         case "small":
-            return SmallCNN(num_classes, norm, dtype)
+            return SmallCNN(num_classes, norm, dtype, config.model)
         case "airbench":
             return Airbench(num_classes, norm, dtype, config.model.widths)
         case "resnet20":
@@ -34,7 +38,7 @@ class ConvNorm(nn.Module):
     """A convolution without bias and a norm; without a norm, a convolution with bias."""
 
     features: int
-    norm: jbn.Norm | None
+    norm: Norm
     dtype: Any
     strides: int = 1
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
@@ -53,24 +57,28 @@ class ConvNorm(nn.Module):
             kernel_init=self.kernel_init,
         )(x)
         x = self.between(x)
-        if self.norm is not None:
-            x = jbn.linen.Norm(self.norm, name="norm")(x, not train, mask=mask)
-        return x
+        if isinstance(self.norm, jbn.Norm):
+            return jbn.linen.Norm(self.norm, name="norm")(x, not train, mask=mask)
+        return x if self.norm is None else self.norm(name="norm")(x)
 
 
 class SmallCNN(nn.Module):
-    """Four convolutions of 32, 32, 64 and 64 channels, for small images."""
+    """A few convolutions for small images: by default of 32, 32, 64 and 64 channels."""
 
     num_classes: int
-    norm: jbn.Norm | None
+    norm: Norm
     dtype: Any
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
-        for index, features in enumerate((32, 32, 64, 64)):
-            x = nn.relu(ConvNorm(features, self.norm, self.dtype)(x, train, mask))
-            if index == 1:
+        activation = {"relu": nn.relu, "sigmoid": nn.sigmoid}[self.config.activation]
+        half = self.config.depth // 2
+        for index in range(self.config.depth):
+            features = self.config.width * (1 if index < half else 2)
+            x = activation(ConvNorm(features, self.norm, self.dtype)(x, train, mask))
+            if index == half - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
@@ -80,7 +88,7 @@ class Airbench(nn.Module):
     """The network of airbench94: frozen whitening patches and three groups of two convolutions."""
 
     num_classes: int
-    norm: jbn.Norm | None
+    norm: Norm
     dtype: Any
     widths: Sequence[int]
 
@@ -115,7 +123,7 @@ class ResNet20(nn.Module):
     """ResNet-20 for CIFAR-10 with parameter-free shortcuts (option A)."""
 
     num_classes: int
-    norm: jbn.Norm | None
+    norm: Norm
     dtype: Any
 
     @nn.compact

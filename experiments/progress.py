@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import time
+from datetime import timedelta
 from typing import Self
 
 from rich.console import Console
@@ -16,19 +17,28 @@ class Display:
       total_steps: of the run.
       done: number of steps done before.
       console: where to; by default the standard output.
+      unit: what a step is called.
     """
 
-    def __init__(self, total_steps: int, done: int = 0, console: Console | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        done: int = 0,
+        console: Console | None = None,
+        unit: str = "step",
+    ):
         self._console = console or Console()
         self._total_steps = total_steps
+        self._unit = unit
         self._progress = Progress(
-            TextColumn("step"),
+            TextColumn(unit),
             MofNCompleteColumn(),
             BarColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
             disable=not self._console.is_terminal,
+            speed_estimate_period=300,
             transient=True,
         )
         self._task = self._progress.add_task("", completed=done, total=total_steps, figures="")
@@ -44,12 +54,19 @@ class Display:
         self._progress.stop()
 
     def show(self, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """Shows the figures of the last step; without a terminal, now and then."""
-        figures = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {images_per_second:,.0f} images/s"
+        """Shows the figures of a training step; without a terminal, now and then."""
+        self.advance(
+            step, f"loss {loss:.3f}  accuracy {accuracy:.1%}  {images_per_second:,.0f} images/s"
+        )
+
+    def advance(self, step: int, figures: str) -> None:
+        """Shows how far it went and its last figures; without a terminal, now and then."""
         self._progress.update(self._task, completed=step, figures=figures)
         overdue = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         if overdue and not self._console.is_terminal:
-            self.line(f"step {step}/{self._total_steps}  {figures}")
+            left = self._progress.tasks[0].time_remaining
+            time_left = "" if left is None else f"  {timedelta(seconds=left)} left"
+            self.line(f"{self._unit} {step}/{self._total_steps}{time_left}  {figures}")
 
     def line(self, text: str) -> None:
         """Adds a line, above the bar."""

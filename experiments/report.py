@@ -14,11 +14,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.run_folder import RunFolder
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -36,7 +37,7 @@ def write_report(folder: RunFolder) -> None:
         folder.records("train"),
         folder.records("test"),
     )
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         _plot_curves(folder.path / "curves.png", train, test, summary)
         _plot_learning_rate(folder.path / "learning_rate.png", train, summary)
         _plot_modes(folder.path / "modes.png", test, summary)
@@ -153,15 +154,15 @@ def _plot_curves(path, train, test, summary) -> None:
         axis.set(xlabel="epoch", title=key)
         axis.legend()
     axes[0].set_yscale("log")
-    _percent(axes[1])
-    _save(figure, path)
+    percent(axes[1])
+    save(figure, path)
 
 
 def _plot_learning_rate(path, train, summary) -> None:
     figure, axis = plt.subplots(figsize=(5, 3))
     axis.plot(_epochs(train, summary), _values(train, "learning_rate"))
     axis.set(xlabel="epoch", title="learning rate", ylim=(0, None))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _plot_modes(path, test, summary) -> None:
@@ -174,8 +175,8 @@ def _plot_modes(path, test, summary) -> None:
         axis.plot(_epochs(test, summary), _values(test, key), "o-", ms=3, label=label)
     axis.set(xlabel="epoch", title="test accuracy")
     axis.legend()
-    _percent(axis)
-    _save(figure, path)
+    percent(axis)
+    save(figure, path)
 
 
 def _plot_drift(path, test, summary) -> None:
@@ -192,7 +193,7 @@ def _plot_drift(path, test, summary) -> None:
         axes[1].legend(fontsize=8)
     else:
         axes[1].set_title(f"{titles['var']} ({len(layers)} layers, dark to light)")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _plot_confusion(path, last, summary) -> None:
@@ -209,14 +210,16 @@ def _plot_confusion(path, last, summary) -> None:
     axis.set_xticks(range(len(classes)), classes, rotation=45 if len(classes[0]) > 1 else 0)
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="prediction", ylabel="label", title="test images")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _percent(axis: Axes) -> None:
+def percent(axis: Axes) -> None:
+    """Labels the vertical axis in percent."""
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def _save(figure, path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure and forgets it."""
     figure.savefig(path)
     plt.close(figure)
 

@@ -1,0 +1,67 @@
+"""A study's folder: its runs, where they were made, the figure and the answer."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from experiments.report import STYLE, save
+from experiments.run_folder import RunFolder
+from experiments.studies import records
+from experiments.studies.records import Record, Records, Setting
+from experiments.studies.study import Study
+
+
+class StudyFolder:
+    """A folder with `runs.jsonl`, `environment.json`, `figure.png` and `answer.md`.
+
+    Args:
+      path: the folder; made when something is written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.runs = path / "runs.jsonl"
+        self.environment = RunFolder(path)
+
+    def append(self, record: Record) -> None:
+        """Adds a finished run."""
+        records.append(self.runs, record)
+
+    def finished(self, settings: list[Setting]) -> Records:
+        """Returns the settings' finished runs, in the settings' order."""
+        return records.wanted(records.load(self.runs), settings)
+
+    def write_answer(self, study: Study, made: Records) -> None:
+        """Draws the figure and writes the answer, from the stored runs alone."""
+        environment = self.environment.read("environment.json")
+        with plt.rc_context(STYLE):
+            save(study.plot(made, caption(made, environment)), self.path / "figure.png")
+        (self.path / "answer.md").write_text(_text(study, made, environment))
+
+
+def caption(made: Records, environment: dict) -> str:
+    """Returns what a figure's reader has to know of its runs."""
+    return f"{environment['data']}; {_seeds(made)} each"
+
+
+def _seeds(made: Records) -> str:
+    count = len(made.labels("seed"))
+    return f"{count} seed" + "s" * (count != 1)
+
+
+def _text(study: Study, made: Records, environment: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    minutes = sum(record.seconds for record in made) / 60
+    return f"""# {study.question}
+
+The claim: {study.claim}
+
+{study.answer(made)}
+
+![{study.question}](figure.png)
+
+How: {study.method} {environment["data"]}; {_seeds(made)} of each setting (initial weights and order of
+the images). {len(made)} runs took {minutes:.1f} minutes with compilation on {environment["devices"]} x
+{environment["device"]} with {environment["cpus"]} cores, {versions}. Again with:
+`{environment["command"]}`
+"""

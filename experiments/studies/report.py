@@ -1,0 +1,53 @@
+"""All studies in one report: `report.md`, and `report.html` with its figures inside."""
+
+import base64
+import re
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from experiments.studies import STUDIES
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Batch norm, tried</title>
+<style>
+body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; }}
+img {{ max-width: 100%; }}
+h2 {{ margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1.5rem; }}
+table {{ border-collapse: collapse; font-size: 0.9em; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: 0.2rem 0.7rem; text-align: left; }}
+code {{ background: #f3f3f3; padding: 0 0.2em; }}
+</style>
+{body}</html>
+"""
+
+
+def write_report(results: Path) -> None:
+    """Writes both files into the folder of results, of the studies that have an answer there."""
+    answers = {
+        name: (results / name / "answer.md").read_text()
+        for name in STUDIES
+        if (results / name / "answer.md").exists()
+    }
+    contents = [f"- [{text.splitlines()[0][2:]}](#{name})" for name, text in answers.items()]
+    sections = [
+        f'<a id="{name}"></a>\n\n#{text.replace("](figure.png)", f"]({name}/figure.png)")}'
+        for name, text in answers.items()
+    ]
+    text = "\n".join(["# Batch norm, tried", "", *contents, "", *sections])
+    (results / "report.md").write_text(text)
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    (results / "report.html").write_text(_PAGE.format(body=_with_images(body, results)))
+
+
+def _with_images(html: str, folder: Path) -> str:
+    """Puts each image's content in the place of its path."""
+
+    def embed(match):
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    return re.sub(r'src="([^"]+\.png)"', embed, html)

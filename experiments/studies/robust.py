@@ -1,0 +1,253 @@
+"""Inputs of another scale in training, other inputs at test time, and statistics that adapt."""
+
+from itertools import product
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.config import NormConfig
+from experiments.data import Dataset
+from experiments.learner import Learner, TrainState
+from experiments.report import percent
+from experiments.studies import figures
+from experiments.studies.base import BEST_RATE, base, change
+from experiments.studies.perturb import PERTURBATIONS, perturb
+from experiments.studies.records import Records, Setting
+from experiments.studies.study import Scale, Study
+from experiments.studies.training import Training, accuracy, logits, logits_by_batch
+from experiments.studies.words import difference, spread, table
+from jbn.norms.method import replaced_method, statistics
+
+SIZES = (1, 4, 16, 64, 256)
+WEIGHTS = (0, 16)
+"""N, how many images the training statistics count as."""
+ADAPTED_TO = {"brightness": 0.5, "contrast": 0.25, "noise": 0.3, "blur": 1.0}
+"""What the statistics are adapted to."""
+
+
+def settings(scale: Scale) -> list[Setting]:
+    """Returns runs at several scales of the input; those at scale 1 are tested further."""
+    seeds = 1 if scale == "smoke" else 5
+    gains = (1.0,) if scale == "smoke" else (0.1, 0.3, 1.0, 3.0, 10.0)
+    runs = []
+    for norm, gain, seed in product(("batch", "none"), gains, range(seeds)):
+        config = change(base(scale, "robust"), norm={"method": norm}, seed=seed)
+        config = change(config, data={"gain": gain}, optimizer={"learning_rate": BEST_RATE[norm]})
+        runs.append(Setting({"norm": norm, "gain": gain, "seed": seed}, config))
+    return runs
+
+
+def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
+    """Returns accuracies after training: plain, on perturbed images, and with adapted statistics."""
+    training = Training(setting.config, dataset)
+    training.advance(training.total_steps)
+    images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
+    result: dict[str, Any] = {"accuracy": accuracy(training.call(logits, images), labels)}
+    if setting.labels["gain"] != 1:
+        return result
+    result["perturbed"] = {
+        name: [
+            [level, accuracy(training.call(logits, perturb(images, name, level)), labels)]
+            for level in levels
+        ]
+        for name, (_, levels, _, _) in PERTURBATIONS.items()
+    }
+    if setting.labels["norm"] == "batch":
+        result["adapted"] = [
+            [name, size, weight, _adapted_accuracy(training, name, size, weight)]
+            for name, size, weight in product(ADAPTED_TO, SIZES, WEIGHTS)
+        ]
+    return result
+
+
+def _adapted_accuracy(training: Training, name: str, size: int, weight: int) -> float:
+    """Accuracy on perturbed images that come in batches of `size`."""
+    images, labels = training.dataset.test_images[:2000], training.dataset.test_labels[:2000]
+    images = perturb(images, name, ADAPTED_TO[name])
+    # All images in a random order, and some of them again, to fill the last batch.
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = np.resize(order, -(-len(labels) // size) * size)
+    batches = images[order].reshape(-1, size, *images.shape[1:])
+    scores = training.call(_adapted_logits, batches, np.float32(weight))
+    return accuracy(scores.reshape(len(order), -1), labels[order])
+
+
+def _adapted_logits(
+    learner: Learner, state: TrainState, batches: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Logits of batches `[batches, size, ...]`, each normalised by adapted statistics."""
+    epsilon = NormConfig().epsilon
+
+    def blended(own, batch, examples):
+        share = weight / (weight + examples)
+        mean = share * own.mean + (1 - share) * batch.mean
+        var = share * own.var + (1 - share) * batch.var
+        return statistics(mean, var, epsilon)
+
+    with replaced_method(lambda method: method._replace(choose=blended)):
+        return jax.vmap(lambda images: logits_by_batch(learner, state, images))(batches)
+
+
+def plot(records: Records, caption: str) -> Figure:
+    """Draws accuracy against the training inputs' scale, each perturbation, and adaptation."""
+    figure, axes = figures.new(4, STUDY.question, caption, rows=2, width=3.3, height=3.3)
+    *axes, legend = axes
+    for norm in records.labels("norm"):
+        label, color = figures.METHODS[norm]
+        arm = records.where(norm=norm)
+        gains = arm.labels("gain")
+        values = np.transpose([arm.where(gain=gain).values("accuracy") for gain in gains])
+        figures.band(axes[0], gains, values, label, color)
+        for axis, name in zip(axes[1:], PERTURBATIONS, strict=False):
+            levels, values = _perturbed(arm, name)
+            figures.band(axis, levels, values, label, color)
+    axes[0].set(xscale="log", title="trained on another scale")
+    axes[0].set_xlabel("standard deviation of the inputs")
+    axes[0].set_xticks(records.labels("gain"), [f"{gain:g}" for gain in records.labels("gain")])
+    for axis in axes[::4]:
+        axis.set_ylabel("test accuracy")
+    for axis, (name, (_, levels, _, meaning)) in zip(axes[1:], PERTURBATIONS.items(), strict=False):
+        axis.set(title=f"tested with another {name}", xlabel=meaning)
+        if name in ("scale", "contrast"):
+            axis.set_xscale("log")
+            axis.set_xticks(levels, [f"{level:g}" for level in levels])
+            axis.minorticks_off()
+    last = axes[-1]
+    sizes, adapted = _adapted(records)
+    for (weight, values), color in zip(adapted.items(), ("tab:green", "tab:purple"), strict=False):
+        figures.band(
+            last, sizes, values, f"adapted, training statistics\ncount as {weight} images", color
+        )
+    for norm, words in (("batch", "not adapted"), ("none", "no norm")):
+        values = _unadapted(records.where(norm=norm))
+        last.axhline(values.mean(), color=figures.METHODS[norm][1], linestyle="--", label=words)
+    figures.powers_of_two(last, sizes)
+    last.set(title="adapted to the test images", xlabel="images in a test batch")
+    legend.axis("off")
+    legend.legend(*_all_labels(axes[0], last), loc="center", frameon=False)
+    for axis in axes:
+        axis.set_ylim(0, 1.02)
+        percent(axis)
+    return figure
+
+
+def _all_labels(*axes):
+    pairs = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    return zip(*pairs, strict=True)
+
+
+def answer(records: Records) -> str:
+    """Compares the nets at every scale and perturbation, and adaptation with none."""
+    arms = {norm: records.where(norm=norm) for norm in ("batch", "none")}
+    rows, gains = [], [g for g in records.labels("gain") if g != 1]
+    worse = []
+    for gain in gains:
+        batch, none = (arm.where(gain=gain).values("accuracy") for arm in arms.values())
+        better = difference(batch, none, relevant=0.01)
+        worse.append(better)
+        rows.append([f"{gain:g}", f"{spread(batch):.1%}", f"{spread(none):.1%}", better.verdict])
+    parts = []
+    if rows:
+        plain = [arm.where(gain=1.0).values("accuracy") for arm in arms.values()]
+        held = sum(d.verdict == "held" for d in worse)
+        spans = arms["batch"].values("accuracy")
+        parts.append(
+            f"**Training on inputs of another scale: batch norm better at {held} of {len(worse)} scales.** "
+            f"With it, accuracies lie between {spans.min():.1%} and {spans.max():.1%} over all scales and "
+            f"seeds; at scale 1 they are {spread(plain[0]):.1%} with and {spread(plain[1]):.1%} without."
+        )
+        parts.append(table(["scale in training", "batch norm", "no norm", "better?"], rows))
+    rows, verdicts = [], []
+    for name, (_, _, neutral, _) in PERTURBATIONS.items():
+        (levels, batch), (_, none) = (_perturbed(arm, name) for arm in arms.values())
+        for at, level in enumerate(levels):
+            if level == neutral:
+                continue
+            more, less = (
+                difference(a[:, at], b[:, at], relevant=0.01).verdict == "held"
+                for a, b in ((batch, none), (none, batch))
+            )
+            verdicts.append("better" if more else "worse" if less else "not clearly different")
+            cells = f"{spread(batch[:, at]):.1%}", f"{spread(none[:, at]):.1%}"
+            rows.append([name, f"{level:g}", *cells, verdicts[-1]])
+    counts = {word: verdicts.count(word) for word in ("better", "worse", "not clearly different")}
+    all_one_way = len(verdicts) in counts.values()
+    verdict = "unclear" if not all_one_way else "held" if counts["better"] else "did not hold"
+    verdict = "did not hold in general" if counts["worse"] else verdict
+    parts.append(
+        f"**Test images that differ from the training images: {verdict}.** By at least one point and "
+        f"clearly, batch norm is better at {counts['better']} of {len(rows)} levels, worse at "
+        f"{counts['worse']}; the rest is not clearly different. Its statistics are those of the training "
+        "images, which the test images no longer have."
+    )
+    parts.append(_adaptation(records))
+    parts.append(table(["test images", "level", "batch norm", "no norm", "batch norm is"], rows))
+    return "\n\n".join(parts)
+
+
+def _adaptation(records: Records) -> str:
+    sizes, adapted = _adapted(records)
+    plain, none = (_unadapted(records.where(norm=norm)) for norm in ("batch", "none"))
+    sentences = []
+    for weight, values in adapted.items():
+        gains = [difference(values[:, at], plain, relevant=0.01) for at in range(len(sizes))]
+        enough = [size for size, gain in zip(sizes, gains, strict=True) if gain.verdict == "held"]
+        listed_values = ", ".join(
+            f"{spread(values[:, at]):.1%} at {size}" for at, size in enumerate(sizes)
+        )
+        best = f"better from {enough[0]} images on" if enough else "at no size clearly better"
+        sentences.append(f"with N = {weight}: {listed_values} ({best})")
+    return (
+        f"**Adapting the statistics to the test images** ({', '.join(ADAPTED_TO)}, one level of each, mean): "
+        f"without, {spread(plain):.1%}; {'; '.join(sentences)}; the net without a norm {spread(none):.1%}. "
+        "N is how many images the training statistics count as, against those of the test batch."
+    )
+
+
+def _perturbed(arm: Records, name: str) -> tuple[list[float], np.ndarray]:
+    """Levels, and accuracies `[runs, levels]`."""
+    pairs = np.array([r.result["perturbed"][name] for r in arm.where(gain=1.0)])
+    return pairs[0, :, 0].tolist(), pairs[:, :, 1]
+
+
+def _unadapted(arm: Records) -> np.ndarray:
+    """Each run's accuracy, mean over what is adapted to."""
+    rows = []
+    for name, level in ADAPTED_TO.items():
+        levels, values = _perturbed(arm, name)
+        rows.append(values[:, levels.index(level)])
+    return np.mean(rows, 0)
+
+
+def _adapted(records: Records) -> tuple[list[int], dict[int, np.ndarray]]:
+    """Batch sizes, and for each N accuracies `[runs, sizes]`, mean over what is adapted to."""
+    runs = [r.result["adapted"] for r in records.where(norm="batch", gain=1.0)]
+    sizes = list(dict.fromkeys(size for _, size, _, _ in runs[0]))
+    weights = dict.fromkeys(weight for *_, weight, _ in runs[0])
+
+    def mean(run, size, weight):
+        return np.mean([value for _, s, w, value in run if (s, w) == (size, weight)])
+
+    return sizes, {
+        weight: np.array([[mean(run, size, weight) for size in sizes] for run in runs])
+        for weight in weights
+    }
+
+
+STUDY = Study(
+    name="robust",
+    question="Does batch norm make a net robust to other inputs?",
+    claim="batch norm makes a net indifferent to the scale and shift of its inputs and robust to changes "
+    "of them; statistics adapted to the test images undo a shift.",
+    method="Four convolutions (16, 16, 32, 32 channels), 10 epochs, batches of 64, learning rate "
+    f"{BEST_RATE['batch']} with batch norm and {BEST_RATE['none']} without (the best of each in `faster`), "
+    "falling to 0. Test images are perturbed before they are normalised by the training images' mean and "
+    "deviation, and not clipped. Adapted statistics are a mean of the training statistics, counted as N "
+    "images, and those of the test batch, in each layer in turn (Schneider et al. 2020).",
+    settings=settings,
+    measure=measure,
+    plot=plot,
+    answer=answer,
+)

@@ -1,0 +1,164 @@
+"""Loss and gradient along the next step, in training with and without the norm."""
+
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from experiments.data import Dataset
+from experiments.learner import Learner, TrainState
+from experiments.studies import figures
+from experiments.studies.base import base, change
+from experiments.studies.records import Records, Setting
+from experiments.studies.study import Scale, Study
+from experiments.studies.training import Training
+from experiments.studies.words import difference, spread, table
+
+REACH = (0.5, 1.0, 2.0, 3.0, 4.0)
+"""Step sizes in multiples of the learning rate, the range of Santurkar et al. 2018."""
+MEASURES = {
+    "range": "range of the loss along the step",
+    "change": "largest change of the gradient (norm of the difference)",
+    "turn": "largest change of the gradient, relative to its norm",
+}
+
+
+def settings(scale: Scale) -> list[Setting]:
+    """Returns a run for each norm and seed."""
+    seeds = {"smoke": 1, "cpu": 5, "full": 3}[scale]
+    config = base(scale, "smoother")
+    config = change(config, optimizer={"learning_rate": 0.02, "schedule": ((0.0, 1.0), (1.0, 1.0))})
+    return [
+        Setting({"norm": norm, "seed": seed}, change(config, norm={"method": norm}, seed=seed))
+        for norm, seed in product(("batch", "none"), range(seeds))
+    ]
+
+
+def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
+    """Returns the step, the loss and the measures at some twenty points of the training."""
+    training = Training(setting.config, dataset)
+    every = max(1, training.total_steps // 20)
+    random = np.random.default_rng(setting.config.seed)
+    probes = []
+    for step in range(0, training.total_steps, every):
+        index = random.choice(len(dataset.train_labels), setting.config.batch_size, replace=False)
+        batch = dataset.train_images[index], dataset.train_labels[index]
+        sizes = [np.float32(setting.config.optimizer.learning_rate * reach) for reach in REACH]
+        ahead = [training.call(_look_ahead, *batch, size) for size in sizes]
+        losses, changes, norm = (
+            np.array([a[k] for a in ahead]) for k in ("loss", "change", "norm")
+        )
+        probes.append(
+            {
+                "step": step,
+                "loss": float(ahead[0]["here"]),
+                "range": float(losses.max() - losses.min()),
+                "change": float(changes.max()),
+                "turn": float((changes / norm).max()),
+            }
+        )
+        training.advance(every)
+    return {name: [probe[name] for probe in probes] for name in probes[0]}
+
+
+def plot(records: Records, caption: str) -> Figure:
+    """Draws the measures against the step, and the last against the loss too."""
+    figure, axes = figures.new(3, STUDY.question, caption, width=4.2)
+    for norm in records.labels("norm"):
+        arm = records.where(norm=norm)
+        label, color = figures.METHODS[norm]
+        steps = arm.values("step")[0]
+        for axis, name in zip(axes, ("range", "change"), strict=False):
+            figures.band(axis, steps, arm.values(name), label, color, log=True)
+        axes[2].plot(
+            arm.values("loss").ravel(), arm.values("turn").ravel(), ".", color=color, label=label
+        )
+    axes[0].set(title="loss along the step", ylabel="largest - smallest loss (nats)")
+    axes[1].set(title="gradient along the step", ylabel="largest |change of gradient|")
+    axes[2].set(title="the same, at equal loss", ylabel="largest |change| / |gradient|")
+    axes[2].set(xlabel="training loss at that point (nats)", xscale="log")
+    for axis in axes[:2]:
+        axis.set(xlabel="training step")
+    for axis in axes:
+        axis.set(yscale="log")
+        axis.legend()
+    return figure
+
+
+def answer(records: Records) -> str:
+    """Compares means of the logarithms over the training, and at equal losses."""
+    seeds = {norm: records.where(norm=norm) for norm in ("none", "batch")}
+    parts, rows = [], []
+    for name, words in MEASURES.items():
+        logs = {norm: np.log(arm.values(name)).mean(1) for norm, arm in seeds.items()}
+        smoother = difference(logs["none"], logs["batch"], relevant=np.log(1.1))
+        low, mean, high = np.exp([smoother.low, smoother.mean, smoother.high])
+        rows.append(
+            [
+                words,
+                *(f"{spread(np.exp(values)):.3g}" for values in logs.values()),
+                f"{mean:.2f} (95% interval {low:.2f} to {high:.2f})",
+                smoother.verdict,
+            ]
+        )
+    head = ["geometric mean over the training", "no norm", "batch norm", "ratio", "smoother?"]
+    parts.append(table(head, rows))
+    losses = {norm: arm.values("loss") for norm, arm in seeds.items()}
+    parts.append(_at_equal_loss(seeds, losses))
+    return "\n\n".join(parts)
+
+
+def _at_equal_loss(seeds, losses) -> str:
+    # The losses that both nets passed through.
+    low = max(np.quantile(values, 0.1) for values in losses.values())
+    high = min(np.quantile(values, 0.9) for values in losses.values())
+    turns = {}
+    for norm, arm in seeds.items():
+        inside = (losses[norm] >= low) & (losses[norm] <= high)
+        turns[norm] = np.log(arm.values("turn")[inside])
+    if low >= high or min(len(v) for v in turns.values()) < 3:
+        return "The two nets' losses hardly overlap, so they cannot be compared at equal losses."
+    ratio = np.exp(turns["none"].mean() - turns["batch"].mean())
+    return (
+        "The net with batch norm has a lower loss at most steps, and smaller losses and gradients vary "
+        f"less. At losses that both had (from {low:.3g} to {high:.3g}; {len(turns['none'])} and "
+        f"{len(turns['batch'])} points) the gradient's relative change is {ratio:.2f} times as large "
+        "without the norm (geometric means)."
+    )
+
+
+def _look_ahead(
+    learner: Learner, state: TrainState, images: jax.Array, labels: jax.Array, size: jax.Array
+) -> dict[str, jax.Array]:
+    """Loss and change of the gradient after a step of `size` against the gradient."""
+
+    def loss_and_grads(params):
+        x = learner.normalise(images)
+        grad = jax.value_and_grad(learner.loss, has_aux=True)
+        (loss, _), grads = grad(params, state.batch_stats, x, labels)
+        return loss, grads
+
+    here, grads = loss_and_grads(state.params)
+    moved = jax.tree.map(lambda p, g: p - size * g, state.params, grads)
+    loss, there = loss_and_grads(moved)
+    change = optax.tree.norm(jax.tree.map(jnp.subtract, there, grads))
+    return {"here": here, "loss": loss, "change": change, "norm": optax.tree.norm(grads)}
+
+
+STUDY = Study(
+    name="smoother",
+    question="Does batch norm make the loss smoother along the step?",
+    claim="with batch norm the loss and its gradient change less along the direction of a step, so that "
+    "larger steps are safe (Santurkar et al. 2018).",
+    method="At 20 points of a training (four convolutions of 16, 16, 32, 32 channels, batches of 64, "
+    "learning rate 0.02, Nesterov momentum 0.9) the loss of a batch and its gradient are taken anew after "
+    "steps against the gradient of 0.5 to 4 times the learning rate, from the same point on the same batch.",
+    settings=settings,
+    measure=measure,
+    plot=plot,
+    answer=answer,
+)

@@ -1,0 +1,114 @@
+"""Training runs whose compiled programs are shared by all that differ in numbers alone."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config import Config
+from experiments.data import Dataset
+from experiments.learner import Learner, TrainState, make_learner
+
+
+class Training:
+    """A training run, from its start.
+
+    Seed and learning rate are arguments of the compiled programs, as are the images.
+
+    Attributes:
+      config: the run's.
+      dataset: its images.
+      state: the learner's state after the steps so far.
+      total_steps: of the run.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self.config, self.dataset = config, dataset
+        rate = config.optimizer.learning_rate
+        self._numbers = jnp.int32(config.seed), jnp.float32(rate)
+        self._shared = _with_numbers(dataclasses.replace(config, name=""), 0, 1.0)
+        self._arrays = jax.device_put(dataset[:4])
+        steps_per_epoch = len(dataset.train_labels) // config.batch_size
+        self.total_steps = math.ceil(config.epochs * steps_per_epoch)
+        self.state: TrainState = self._call(_init, None)
+
+    def advance(self, steps: int) -> dict[str, np.ndarray]:
+        """Trains; returns the learner's metrics of each step, `[steps]`."""
+        metrics = []
+        for _ in range(steps):
+            self.state, values = self._call(_step, self.state)
+            metrics.append(values)
+        stacked = jax.device_get(metrics)
+        return {name: np.concatenate([m[name] for m in stacked]) for name in stacked[0]}
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns `function(learner, state, *arguments)`, compiled and brought to the host.
+
+        Args:
+          function: a pure function, of a module so that its program is found again.
+          *arguments: pytrees of arrays.
+        """
+        return jax.device_get(self._call(function, self.state, *arguments))
+
+    def _call(self, function, *arguments):
+        return _program(self._shared, self.dataset.classes, function)(
+            self._arrays, self._numbers, *arguments
+        )
+
+
+def logits(learner: Learner, state: TrainState, images: jax.Array) -> jax.Array:
+    """Logits of images `[batch, ...]`, by the running statistics."""
+    x = learner.normalise(images)
+    return learner.apply(state.params, state.batch_stats, x, train=False)[0]
+
+
+def logits_by_batch(learner: Learner, state: TrainState, images: jax.Array) -> jax.Array:
+    """Logits of images `[batch, ...]`, normalised as in training."""
+    x = learner.normalise(images)
+    return learner.apply(state.params, state.batch_stats, x, train=True)[0]
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of `[n, classes]` that are right."""
+    return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean over `[n, classes]`."""
+    logits = logits - logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(logits, labels[:, None], -1)[:, 0]
+    return float(np.mean(np.log(np.exp(logits).sum(-1)) - chosen))
+
+
+def _init(learner: Learner, _: None) -> TrainState:
+    return learner.init()
+
+
+def _step(learner: Learner, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+    return learner.train(state, 1)
+
+
+@lru_cache(maxsize=256)
+def _program(config, classes, function):
+    # The start runs once, so it is compiled fast; a step's old state is not needed again.
+    options: dict[str, Any] = {
+        _init: {"compiler_options": {"xla_backend_optimization_level": 0}},
+        _step: {"donate_argnums": 2},
+    }.get(function, {})
+
+    @partial(jax.jit, **options)
+    def program(arrays, numbers, state, *arguments):
+        dataset = Dataset(*arrays, classes=classes, variant="")
+        return function(make_learner(_with_numbers(config, *numbers), dataset), state, *arguments)
+
+    return program
+
+
+def _with_numbers(config: Config, seed: Any, learning_rate: Any) -> Config:
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
+    return dataclasses.replace(config, seed=seed, optimizer=optimizer)

@@ -1,0 +1,124 @@
+"""Tries claims about batch norm: python -m experiments.study NAME... [--all] [--report].
+
+Names: faster, smoother, regularises, robust, batch_size, estimates, real_time, not_iid.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import tyro
+
+from experiments.config import changes
+from experiments.data import DataError, Dataset, load
+from experiments.progress import Display
+from experiments.run_folder import environment
+from experiments.studies import STUDIES
+from experiments.studies.folder import StudyFolder
+from experiments.studies.records import Record
+from experiments.studies.report import write_report
+from experiments.studies.study import Scale, Study
+
+RESULTS = Path(__file__).parent / "studies" / "results"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Tries claims about batch norm; what is finished is kept, and only what is missing is run."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Studies to carry out."""
+    all: bool = False
+    """Carry out all of them."""
+    report: bool = False
+    """Write one report of all that were carried out, from their stored runs."""
+    smoke: bool = False
+    """A few steps of each, to see that they run; into a temporary folder."""
+    full: bool = False
+    """On all of CIFAR-10, sized for a GPU; into a folder of its own."""
+    output: Path | None = None
+    """Folder of the results; by default experiments/studies/results, its `full`, or a temporary."""
+    data_dir: Path | None = None
+    """Folder with CIFAR-10's binary files, unpacked; by default they are fetched and cached."""
+    data_variant: str | None = None
+    """What reports call the data of --data-dir."""
+
+
+class StudyError(Exception):
+    """The studies cannot start; the message says what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    try:
+        carry_out(tyro.cli(Arguments, args=arguments, prog="python -m experiments.study"))
+    except (DataError, StudyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Ended; finished runs are kept, and the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def carry_out(arguments: Arguments) -> Path:
+    """Carries out studies, writes their answers and the report; returns the results' folder.
+
+    Raises:
+      StudyError: there is no such study, or nothing is asked for.
+      DataError: the data cannot be had.
+    """
+    names = list(STUDIES) if arguments.all else list(arguments.names)
+    for name in names:
+        if name not in STUDIES:
+            raise StudyError(f"There is no study {name!r}; choose from: {', '.join(STUDIES)}.")
+    if arguments.smoke and arguments.full:
+        raise StudyError("--smoke and --full exclude each other.")
+    if not names and not arguments.report:
+        raise StudyError(f"Name a study, or --all: {', '.join(STUDIES)}.")
+    scale: Scale = "smoke" if arguments.smoke else "full" if arguments.full else "cpu"
+    output = arguments.output or _default_output(scale)
+    images = lru_cache(8)(lambda data: load(data, arguments.data_dir, arguments.data_variant))
+    for name in names:
+        _carry_out(STUDIES[name], scale, StudyFolder(output / name), images)
+    if arguments.report:
+        write_report(output)
+    print(f"Results are in {output}.")
+    return output
+
+
+def _default_output(scale: Scale) -> Path:
+    if scale == "smoke":
+        return Path(tempfile.mkdtemp(prefix="jbn-studies-"))
+    return RESULTS / "full" if scale == "full" else RESULTS
+
+
+def _carry_out(study: Study, scale: Scale, folder: StudyFolder, images) -> None:
+    settings = study.settings(scale)
+    finished = {record.key for record in folder.finished(settings)}
+    missing = [setting for setting in settings if setting.key not in finished]
+    print(f"{study.name}: {len(missing)} of {len(settings)} runs to make.", flush=True)
+    flag = "" if scale == "cpu" else f" --{scale}"
+    command = f"python -m experiments.study {study.name}{flag}"
+    with Display(len(settings), len(finished), unit=f"{study.name} run") as display:
+        for number, setting in enumerate(missing, len(finished) + 1):
+            dataset: Dataset = images(setting.config.data)
+            if setting is missing[0]:
+                folder.environment.write(
+                    "environment.json", environment(dataset.variant) | {"command": command}
+                )
+            start = time.perf_counter()
+            result = study.measure(setting, dataset)
+            seconds = round(time.perf_counter() - start, 2)
+            folder.append(Record(setting.labels, changes(setting.config), result, seconds))
+            labels = ", ".join(f"{name} {value}" for name, value in setting.labels.items())
+            display.advance(number, f"{labels}: {seconds} s")
+    folder.write_answer(study, folder.finished(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
