@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
+import optax
 
 import jbn
 
@@ -53,7 +54,7 @@ class ModelConfig:
 class NormConfig:
     """Which normalisation."""
 
-    method: Literal["batch", "group", "none"] = "batch"
+    method: Literal["batch", "renorm", "running", "group", "none"] = "batch"
     decay: float = 0.9
     """Weight on the old running statistics."""
     epsilon: float = 1e-5
@@ -62,7 +63,15 @@ class NormConfig:
     bias: bool = True
     """Whether a bias is learned."""
     unbiased: bool = False
-    """Whether running variances are unbiased."""
+    """Whether running variances are unbiased; batch only."""
+    group_size: int | None = None
+    """Images that are normalised together (ghost batch norm), by default all of a batch."""
+    r_max: float = 3.0
+    """Limit of renorm's scale."""
+    d_max: float = 5.0
+    """Limit of renorm's shift."""
+    widening_steps: int = 100
+    """Steps over which renorm's limits widen from those of batch norm."""
     channels_per_group: int = 8
     """Of group norm."""
 
@@ -71,24 +80,23 @@ class NormConfig:
 
         Group norm, which has no statistics to keep, is Flax's module, still to be made.
         """
-        if self.method == "none":
-            return None
-        if self.method == "group":
-            return partial(
-                nn.GroupNorm,
-                num_groups=None,
-                group_size=self.channels_per_group,
-                epsilon=self.epsilon,
-                use_scale=self.scale,
-                use_bias=self.bias,
-            )
-        return jbn.batch_norm(
-            decay=self.decay if decay is None else decay,
-            epsilon=self.epsilon,
-            use_scale=self.scale,
-            use_bias=self.bias,
-            unbiased=self.unbiased,
-        )
+        decay = self.decay if decay is None else decay
+        affine = {"epsilon": self.epsilon, "use_scale": self.scale, "use_bias": self.bias}
+        options: dict[str, Any] = {"decay": decay, "group_size": self.group_size, **affine}
+        match self.method:
+            case "batch":
+                return jbn.batch_norm(unbiased=self.unbiased, **options)
+            case "renorm":
+                r_max = optax.linear_schedule(1, self.r_max, self.widening_steps)
+                d_max = optax.linear_schedule(0, self.d_max, self.widening_steps)
+                return jbn.batch_renorm(r_max=r_max, d_max=d_max, **options)
+            case "running":
+                return jbn.running_batch_norm(**options)
+            case "group":
+                size = self.channels_per_group
+                return partial(nn.GroupNorm, num_groups=None, group_size=size, **affine)
+            case "none":
+                return None
 
 
 @dataclass(frozen=True)

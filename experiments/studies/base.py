@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from experiments.config import Config, ModelConfig, OptimizerConfig
 from experiments.studies.study import Scale
 
 BEST_RATE = {"none": 0.02, "batch": 0.1}

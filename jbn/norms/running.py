@@ -36,25 +36,31 @@ class RunningBatchNormState(NamedTuple):
 
 
 def running_batch_norm(
-    *, decay: float = 0.9, epsilon: float = 1e-5, **options: Unpack[NormOptions]
+    *,
+    decay: float = 0.9,
+    epsilon: float = 1e-5,
+    group_size: int | None = None,
+    **options: Unpack[NormOptions],
 ) -> Norm[RunningBatchNormState]:
     """Running batch norm (Howard 2019, fast.ai's course, lesson 10), for batches down to 1 example.
 
     Training and inference both normalise by the running statistics, in training after this batch
     has moved them. The batch's share in them carries gradient, the past does not. They are moments
-    of the values seen, older ones discounted: the counts of the past are multiplied by 1 - take and
-    the batch's by take, and both merged, where
+    of the values seen, older ones discounted: the counts of the past are multiplied by keep, the
+    batch's by 1 - keep, and both merged, where
 
-        take = 1 - decay / sqrt(max(examples - 1, 1))
+        keep = decay / sqrt(max(examples - 1, 1))
 
-    for a batch of so many examples: 0.1 for 2 of them, 0.84 for 32, from where on it is almost
+    for a batch of so many examples: 0.9 for 2 of them, 0.16 for 32, from where on it is almost
     batch norm. The first step is batch norm. While fewer than 20 examples were seen, variances
     below 0.01 count as 0.01.
 
     Args:
       decay: the weight on the old statistics at 2 examples in a batch, at most 1.
       epsilon: added to the variance before its square root.
-      **options: see `NormOptions`; not `group_size`, since groups would not share one past.
+      group_size: see `GroupedNormOptions`. All groups meet the same past, and move it as if they
+        came one after the other, each with the moments of the whole batch.
+      **options: see `NormOptions`.
 
     Returns:
       The `Norm`, whose state has two fields more.
@@ -63,18 +69,19 @@ def running_batch_norm(
       ValueError: an argument is out of range.
     """
     require_decay_and_epsilon(decay, epsilon)
-    if options.get("group_size") is not None:
-        raise ValueError("group_size does not go with running_batch_norm, which has one past.")
 
     def start(num_features):
         mean, var, count = running.start(num_features)
         return RunningBatchNormState(mean, var, count, jnp.float32(0), jnp.int32(0))
 
     def update(state, batch, examples):
-        take = 1 - decay / jnp.sqrt(jnp.maximum(examples - 1, 1))
-        past = Moments(state.mean, state.var, state.weight * (1 - take))
-        mean, var, weight = merge(past, batch._replace(count=batch.count * take))
-        seen = jnp.minimum(state.examples + examples.astype(jnp.int32), _WARM_UP)
+        size = jnp.maximum(examples if group_size is None else jnp.minimum(examples, group_size), 1)
+        groups = jnp.maximum(examples / size, 1)
+        keep = (decay / jnp.sqrt(jnp.maximum(size - 1, 1))) ** groups
+        past = Moments(state.mean, state.var, state.weight * keep)
+        batch = batch._replace(count=batch.count / groups * (1 - keep))
+        mean, var, weight = merge(past, batch)
+        seen = jnp.minimum(state.examples + jnp.ceil(examples).astype(jnp.int32), _WARM_UP)
         return RunningBatchNormState(mean, var, state.count + 1, weight, seen)
 
     def recall(state):
@@ -86,4 +93,5 @@ def running_batch_norm(
     def choose(state, batch, examples):
         return recall(update(state, batch, examples))
 
-    return make_norm(Method(start, choose, recall, update, takes_single_values=True), **options)
+    method = Method(start, choose, recall, update, takes_single_values=True)
+    return make_norm(method, group_size=group_size, **options)
