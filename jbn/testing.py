@@ -14,7 +14,7 @@ import numpy as np
 from jbn.norms.norm import Norm
 
 _EXAMPLES, _POSITIONS, _FEATURES = 16, 3, 4
-_ROUNDING = {"rtol": 2e-5, "atol": 2e-5}
+_ROUNDING = 2e-5
 """Of float32, for values of the size of 1 to 10, added up in another order."""
 
 
@@ -258,7 +258,10 @@ def _step(norm: Norm, transform: Callable[[Any], Any] = lambda f: f) -> Callable
 
 
 def _assert_close(actual: Any, expected: Any) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **_ROUNDING), actual, expected)
+    def compare(a, b):
+        np.testing.assert_allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING)
+
+    jax.tree.map(compare, actual, expected)
 
 
 def _assert_same(actual: Any, expected: Any) -> None:
