@@ -3,7 +3,6 @@
 from jbn.moments import Moments as Moments
 from jbn.moments import merge as merge
 from jbn.moments import moments as moments
-from jbn.moments import union as union
 from jbn.normalize import normalize as normalize
 from jbn.norms.batch import batch_norm as batch_norm
 from jbn.norms.batch import ghost_batch_norm as ghost_batch_norm

@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jbn import features, shards
-from jbn.moments import Moments, moments, union
+from jbn.moments import Moments, ShiftedMoments, gathered, shifted_moments, union
 
 
 def require_group_size(group_size: int, index_groups: shards.Groups | None) -> None:
@@ -76,7 +76,7 @@ def by_groups(
             _cut(x, at, size),
             None if valid is None else _cut(jnp.squeeze(valid, axes), 0, size),
         )
-        parts = jax.vmap(lambda x, mask: moments(x, axes, mask=mask), in_axes)(*blocks)
+        parts = jax.vmap(lambda x, mask: shifted_moments(x, axes, mask=mask), in_axes)(*blocks)
         groups, whole = _unions(parts, group_size // size, axis_name, x)
         y = jax.vmap(f, (*in_axes, 0, None), at)(*blocks, groups, operands)
         return y.reshape(x.shape), *whole
@@ -93,27 +93,18 @@ def _cut(array: jax.Array, at: int, size: int) -> jax.Array:
 
 
 def _unions(
-    parts: Moments, per_group: int, axis_name: shards.AxisName | None, x: jax.Array
+    parts: ShiftedMoments, per_group: int, axis_name: shards.AxisName | None, x: jax.Array
 ) -> tuple[Moments, Moments]:
     """The moments of each block's group, and those of all groups, from those of the blocks here."""
     mine = jnp.arange(len(parts.count))
     if axis_name is not None:
         mine += lax.axis_index(axis_name) * len(mine)
-        parts = _of_all_shards(parts, axis_name)
+        parts = jax.tree.map(jnp.concatenate, gathered(parts, axis_name, None))
     groups = jax.vmap(union)(jax.tree.map(lambda a: _rows(a, per_group), parts))
+    mean, var, count = jax.vmap(ShiftedMoments.joined)(groups)
     # As one array, whose cotangents are added up over the shards by one collective.
-    mean, var = shards.vary_like(jnp.stack(groups[:2]), x)[:, mine // per_group]
-    return Moments(mean, var, groups.count[mine // per_group]), union(groups)
-
-
-def _of_all_shards(parts: Moments, axis_name: shards.AxisName) -> Moments:
-    count = jnp.broadcast_to(
-        jnp.expand_dims(parts.count, range(1, parts.mean.ndim)), parts.mean.shape
-    )
-    rows = jnp.stack([parts.mean, parts.var, count])
-    rows = shards.all_gather(rows, axis_name, None)
-    mean, var, count = jnp.moveaxis(rows, 1, 0).reshape(3, -1, *parts.mean.shape[1:])
-    return Moments(mean, var, count.reshape(len(count), -1)[:, 0])
+    vectors = shards.vary_like(jnp.stack([mean, var]), x)[:, mine // per_group]
+    return Moments(vectors[0], vectors[1], count[mine // per_group]), union(groups).joined()
 
 
 def _rows(array: jax.Array, size: int) -> jax.Array:

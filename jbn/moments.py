@@ -59,12 +59,10 @@ def moments(
       ValueError: `axis`, `mask` or `axis_index_groups` does not fit `x` or the shards.
       NameError: `axis_name` is not bound.
     """
-    x = jnp.asarray(x)
-    axes = features.feature_axes(x, axis)
-    groups = shards.freeze_groups(axis_index_groups)
-    if axis_name is not None:
-        shards.shard_count(axis_name, groups)
-    return _moments(x, features.along_positions(mask, x, axes), axes, axis_name, groups)
+    parts = shifted_moments(
+        x, axis, mask=mask, axis_name=axis_name, axis_index_groups=axis_index_groups
+    )
+    return parts.joined()
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -86,35 +84,72 @@ def merge(a: Moments, b: Moments) -> Moments:
     )
 
 
-def union(parts: Moments) -> Moments:
-    """Returns the moments of the union of disjoint batches.
+class ShiftedMoments(NamedTuple):
+    """Moments whose mean is `shift + offset`, two parts that together lose no digits.
 
-    Args:
-      parts: their moments, stacked on the first axis; some may be empty.
+    Attributes:
+      shift: `[*features]` an element of the batch; carries no gradient.
+      offset: `[*features]` mean of x - shift.
+      var: `[*features]` biased variance.
+      count: `[]` number of values behind each of them.
     """
-    mean, var, count = parts
-    count = jnp.expand_dims(count, range(1, mean.ndim))
-    whole = _union(_Shifted(mean, jnp.zeros_like(mean), var, count))
-    return Moments(whole.shift + whole.offset, whole.var, whole.count)
-
-
-class _Shifted(NamedTuple):
-    """Moments whose mean is `shift + offset`, two parts that together lose no digits."""
 
     shift: jax.Array
     offset: jax.Array
     var: jax.Array
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
+    def joined(self) -> Moments:
+        """Returns them with the mean as one number."""
+        return Moments(self.shift + self.offset, self.var, self.count)
+
+
+def shifted_moments(
+    x: ArrayLike,
+    axis: features.Axes = -1,
+    *,
+    mask: ArrayLike | None = None,
+    axis_name: shards.AxisName | None = None,
+    axis_index_groups: shards.Groups | None = None,
+) -> ShiftedMoments:
+    """Returns the `moments` of `x` before the two parts of the mean are joined."""
+    x = jnp.asarray(x)
+    axes = features.feature_axes(x, axis)
+    groups = shards.freeze_groups(axis_index_groups)
+    if axis_name is not None:
+        shards.shard_count(axis_name, groups)
+    return _moments(x, features.along_positions(mask, x, axes), axes, axis_name, groups)
+
+
+def union(parts: ShiftedMoments) -> ShiftedMoments:
+    """Returns the moments of the union of batches stacked on the first axis, some of them empty."""
+    counts = jnp.expand_dims(parts.count, range(1, parts.var.ndim))
+    count = jnp.sum(parts.count, 0)
+    weight = counts / _or_one(count)
+    filled = jnp.argmax(counts > 0, 0, keepdims=True)
+    shift = jnp.take_along_axis(parts.shift, filled, 0)
+    offsets = jnp.where(counts > 0, (parts.shift - shift) + parts.offset, 0)
+    offset = jnp.sum(weight * offsets, 0)
+    var = jnp.sum(weight * (parts.var + (offsets - offset) ** 2), 0)
+    return ShiftedMoments(shift[0], offset, var, count)
+
+
+def gathered(
+    parts: ShiftedMoments, axis_name: shards.AxisName, groups: shards.Groups | None
+) -> ShiftedMoments:
+    """Returns the moments of all shards, stacked on a new first axis, by one collective."""
+    count = jnp.expand_dims(parts.count, range(parts.count.ndim, parts.var.ndim))
+    rows = jnp.stack([*parts[:3], jnp.broadcast_to(count, parts.var.shape)])
+    shift, offset, var, count = jnp.moveaxis(shards.all_gather(rows, axis_name, groups), 1, 0)
+    return ShiftedMoments(
+        shift, offset, var, count[(..., *(0,) * (var.ndim - 1 - parts.count.ndim))]
+    )
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _moments(x, mask, axes, axis_name, groups) -> Moments:
+def _moments(x, mask, axes, axis_name, groups) -> ShiftedMoments:
     batch = _local_moments(x, mask, axes)
-    if axis_name is not None:
-        rows = jnp.stack([jnp.broadcast_to(row, batch.var.shape) for row in batch])
-        rows = shards.all_gather(rows, axis_name, groups)
-        batch = _union(_Shifted(*jnp.moveaxis(rows, 1, 0)))
-    return Moments(batch.shift + batch.offset, batch.var, batch.count)
+    return batch if axis_name is None else union(gathered(batch, axis_name, groups))
 
 
 @_moments.defjvp
@@ -134,11 +169,12 @@ def _moments_jvp(axes, axis_name, groups, primals, tangents):
             sums = shards.all_sum(sums, axis_name, groups)
         return sums / jnp.maximum(count, 1)
 
-    dmean, dvar = linear(tangents[0], x, mask, out.mean, out.count)
-    return out, Moments(dmean, dvar, jnp.zeros_like(out.count))
+    dmean, dvar = linear(tangents[0], x, mask, out.joined().mean, out.count)
+    zero = jnp.zeros_like
+    return out, ShiftedMoments(zero(out.shift), dmean, dvar, zero(out.count))
 
 
-def _local_moments(x, mask, axes) -> _Shifted:
+def _local_moments(x, mask, axes) -> ShiftedMoments:
     """Moments of this shard alone."""
     dtype = features.statistics_dtype(x)
     first_valid = functools.partial(_first_valid, axes=axes)
@@ -155,19 +191,7 @@ def _local_moments(x, mask, axes) -> _Shifted:
     size = jnp.maximum(count, 1)
     offset = jnp.sum(deviation(), features.reduced_axes(x, axes)) / size
     square = jnp.sum(deviation() ** 2, features.reduced_axes(x, axes)) / size
-    return _Shifted(shift, offset, jnp.maximum(square - offset**2, 0), count)
-
-
-def _union(parts: _Shifted) -> _Shifted:
-    """Moments of the union of batches stacked on the first axis, some of them empty."""
-    count = jnp.sum(parts.count, 0)
-    weight = parts.count / _or_one(count)
-    filled = jnp.argmax(parts.count > 0, 0, keepdims=True)
-    shift = jnp.take_along_axis(parts.shift, filled, 0)
-    offsets = jnp.where(parts.count > 0, (parts.shift - shift) + parts.offset, 0)
-    offset = jnp.sum(weight * offsets, 0)
-    var = jnp.sum(weight * (parts.var + (offsets - offset) ** 2), 0)
-    return _Shifted(shift[0], offset, var, count.reshape(-1)[0])
+    return ShiftedMoments(shift, offset, jnp.maximum(square - offset**2, 0), count)
 
 
 def _or_one(count: jax.Array) -> jax.Array:

@@ -93,7 +93,12 @@ def scan_equals_loop(make: Callable[..., Norm]) -> None:
     norm = make()
     params, state, *_ = _inputs(norm)
     batches = jnp.stack([_data(seed) for seed in range(3)])
-    carried, ys = jax.lax.scan(lambda s, x: norm.train(params, s, x)[::-1], state, batches)
+
+    def body(state, x):
+        y, state = norm.train(params, state, x)
+        return state, y
+
+    carried, ys = jax.lax.scan(body, state, batches)
     for x, y in zip(batches, ys, strict=True):
         expected, state = norm.train(params, state, x)
         _assert_close(y, expected)
