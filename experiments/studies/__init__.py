@@ -1,8 +1,16 @@
 """Studies: claims about batch norm, each tried and answered from stored runs; a file each."""
 
-from experiments.studies import estimates, faster, robust, smoother
+from experiments.studies import (
+    estimates,
+    faster,
+    not_iid,
+    regularises,
+    robust,
+    smoother,
+)
 from experiments.studies.study import Study
 
 STUDIES: dict[str, Study] = {
-    module.STUDY.name: module.STUDY for module in (faster, smoother, robust, estimates)
+    module.STUDY.name: module.STUDY
+    for module in (faster, smoother, regularises, robust, estimates, not_iid)
 }

@@ -6,8 +6,9 @@ from typing import Any
 from experiments.config import Config, ModelConfig, OptimizerConfig
 from experiments.studies.study import Scale
 
-BEST_RATE = {"none": 0.02, "batch": 0.1}
-"""The learning rates at which `faster`'s nets learned fastest, or as fast as at any other."""
+RATES = (0.02, 0.05, 0.1)
+"""Learning rates of which each arm gets its best, where arms are compared; around those at which
+`faster`'s nets learned fastest."""
 
 
 def base(scale: Scale, name: str) -> Config:

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState, make_learner
+from jbn.norms.method import replaced_method
 
 
 class Training:
@@ -71,6 +72,28 @@ def logits_by_batch(learner: Learner, state: TrainState, images: jax.Array) -> j
     """Logits of images `[batch, ...]`, normalised as in training."""
     x = learner.normalise(images)
     return learner.apply(state.params, state.batch_stats, x, train=True)[0]
+
+
+def recalibrated(learner: Learner, state: TrainState, images: jax.Array) -> TrainState:
+    """The state with the statistics of images `[n, ...]`, at fixed weights.
+
+    The layers before normalise by each batch's, or group's, own statistics (Wu & Johnson 2021).
+    """
+
+    def measured(method):
+        def choose(own, batch, examples):
+            return method.recall(own._replace(mean=batch.mean, var=batch.var))
+
+        def update(own, batch, examples):
+            return own._replace(mean=batch.mean, var=batch.var)
+
+        return method._replace(choose=choose, update=update)
+
+    with replaced_method(measured):
+        _, batch_stats = learner.apply(
+            state.params, state.batch_stats, learner.normalise(images), train=True
+        )
+    return state._replace(batch_stats=batch_stats)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
