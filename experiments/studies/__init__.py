@@ -1,6 +1,7 @@
 """Studies: claims about batch norm, each tried and answered from stored runs; a file each."""
 
 from experiments.studies import (
+    batch_size,
     estimates,
     faster,
     not_iid,
@@ -12,5 +13,5 @@ from experiments.studies.study import Study
 
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
-    for module in (faster, smoother, regularises, robust, estimates, not_iid)
+    for module in (faster, smoother, regularises, robust, batch_size, estimates, not_iid)
 }

@@ -47,6 +47,29 @@ class Training:
         stacked = jax.device_get(metrics)
         return {name: np.concatenate([m[name] for m in stacked]) for name in stacked[0]}
 
+    def finish_in_parts(self, size: int) -> None:
+        """Trains to the end with each batch in parts, one after another.
+
+        The statistics go from part to part, the gradients of a batch's parts are averaged.
+
+        Args:
+          size: images in a part.
+        """
+        images, labels = self.dataset[:2]
+        random, batch = np.random.default_rng(self.config.seed), self.config.batch_size
+        for step in range(self.total_steps):
+            place = step * batch % (len(labels) // batch * batch)
+            order = random.permutation(len(labels)) if place == 0 else order
+            sums = jax.tree.map(jnp.zeros_like, self.state.params)
+            batch_stats = self.state.batch_stats
+            parts = order[place : place + batch].reshape(-1, size)
+            for part in parts:
+                sums, batch_stats = self._call(
+                    _part, self.state, sums, batch_stats, images[part], labels[part]
+                )
+            mean = jax.tree.map(lambda leaf: leaf / len(parts), sums)
+            self.state = self._call(_update, self.state, mean, batch_stats)
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Returns `function(learner, state, *arguments)`, compiled and brought to the host.
 
@@ -114,6 +137,18 @@ def _init(learner: Learner, _: None) -> TrainState:
 
 def _step(learner: Learner, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
     return learner.train(state, 1)
+
+
+def _part(learner, state, sums, batch_stats, images, labels):
+    x = learner.normalise(images)
+    grads, (batch_stats, _) = jax.grad(learner.loss, has_aux=True)(
+        state.params, batch_stats, x, labels
+    )
+    return jax.tree.map(jnp.add, sums, grads), batch_stats
+
+
+def _update(learner, state, grads, batch_stats):
+    return learner.update(state, grads, batch_stats)
 
 
 @lru_cache(maxsize=256)
