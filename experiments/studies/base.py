@@ -19,7 +19,7 @@ def base(scale: Scale, name: str) -> Config:
     optimizer = OptimizerConfig(0.05, weight_decay=0.0)
     config = Config(name, model=ModelConfig(width=16), optimizer=optimizer)
     if scale == "smoke":
-        return change(config, data={"train_size": 128}, model={"width": 4}, epochs=1.0)
+        return change(config, data={"train_size": 128}, model={"width": 4, "depth": 2}, epochs=1.0)
     if scale == "full":
         model = ModelConfig(width=64, depth=8)
         return change(config, data={"dataset": "cifar10"}, model=model, epochs=20.0, batch_size=128)
@@ -31,9 +31,11 @@ def change(config: Config, **fields: Any) -> Config:
     return dataclasses.replace(
         config,
         **{
-            name: dataclasses.replace(getattr(config, name), **value)
-            if isinstance(value, dict)
-            else value
+            name: (
+                dataclasses.replace(getattr(config, name), **value)
+                if isinstance(value, dict)
+                else value
+            )
             for name, value in fields.items()
         },
     )

@@ -73,10 +73,10 @@ def plot(records: Records, caption: str) -> Figure:
         label, color = figures.METHODS[method]
         if _chosen(records, method, _ANY):
             flat = _chosen(records, method, _ANY).values("accuracy")[:, None]
-            values, style = np.tile(flat, len(sizes)), {"linestyle": "--", "marker": ""}
+            values = np.tile(flat, len(sizes))
+            figures.band(left, sizes, values, label, color, linestyle="--", marker="")
         else:
-            values, style = _values(records, method, sizes, "accuracy"), {}
-        figures.band(left, sizes, values, label, color, **style)
+            figures.band(left, sizes, _values(records, method, sizes, "accuracy"), label, color)
     for name, (label, color) in MODES.items():
         figures.band(right, sizes, _values(records, "batch", sizes, name), label, color)
     left.set(title="every method, by moving averages", ylabel="test accuracy")
@@ -100,9 +100,9 @@ def answer(records: Records) -> str:
             relevant=0.01,
         )
         parts.append(
-            f"**Batch norm loses by a normalisation batch of {size}: {loss.verdict}.** Against "
-            f"{largest} it loses {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f} to "
-            f"{100 * loss.high:.1f})."
+            f"**Batch norm loses by a normalisation batch of {size}: {loss.verdict}.** Against"
+            f" {largest} it loses {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f}"
+            f" to {100 * loss.high:.1f})."
         )
     batch = _chosen(records, "batch", smallest)
     better = []
@@ -138,13 +138,18 @@ def _values(records: Records, method: str, sizes: list[int], name: str) -> np.nd
 STUDY = Study(
     name="batch_size",
     question="How small may the normalisation batch be?",
-    claim="batch norm needs large batches: in small ones it is worse, and renorm, running batch norm and "
-    "group norm are better.",
-    method="Four convolutions (16, 16, 32, 32 channels), 12 epochs of batches of 128, of which so many "
-    "images are normalised together; the optimizer sees the mean gradient of all 128. Running batch norm "
-    "takes the parts one after another. Learning rate falling to 0 from 0.05, 0.1 or 0.2, each method at "
-    "each size at the best of them on the test images. Recalibrated: statistics of all training images at "
-    "the final weights. Renorm's limits widen to 3 and 5 in the first 100 of 132 steps.",
+    claim=(
+        "batch norm needs large batches: in small ones it is worse, and renorm, running batch norm"
+        " and group norm are better."
+    ),
+    method=(
+        "Four convolutions (16, 16, 32, 32 channels), 12 epochs of batches of 128, of which so many"
+        " images are normalised together; the optimizer sees the mean gradient of all 128. Running"
+        " batch norm takes the parts one after another. Learning rate falling to 0 from 0.05, 0.1"
+        " or 0.2, each method at each size at the best of them on the test images. Recalibrated:"
+        " statistics of all training images at the final weights. Renorm's limits widen to 3 and 5"
+        " in the first 100 of 132 steps."
+    ),
     settings=settings,
     measure=measure,
     plot=plot,

@@ -93,14 +93,14 @@ def _collapse(records: Records, count: int) -> str:
             _chosen(records, "batch", "any").values("accuracy"), inference, relevant=0.02
         )
         sentences.append(
-            f"**{count} classes in a batch: batch norm's collapse {loss.verdict}.** It loses "
-            f"{100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f} to {100 * loss.high:.1f}) "
-            "against mixed batches."
+            f"**{count} classes in a batch: batch norm's collapse {loss.verdict}.** It loses"
+            f" {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f} to"
+            f" {100 * loss.high:.1f}) against mixed batches."
         )
     sentences.append(
-        f"With {count} it is right on {spread(inference):.1%} of the test images by running "
-        f"statistics, {spread(own):.1%} by their own, and on {spread(train):.1%} of its last training "
-        "batches."
+        f"With {count} it is right on {spread(inference):.1%} of the test images by running"
+        f" statistics, {spread(own):.1%} by their own, and on {spread(train):.1%} of its last"
+        " training batches."
     )
     better = [
         f"{figures.METHODS[method][0]} ({spread(values):.1%})"
@@ -127,11 +127,16 @@ def _values(records: Records, method: str, classes: list[Any], name: str) -> np.
 STUDY = Study(
     name="not_iid",
     question="What happens when batches are not mixed?",
-    claim="where a batch holds few classes its statistics are not those of the data, and batch norm "
-    "fails in inference; batch renorm and running batch norm do not (Ioffe 2017).",
-    method="Four convolutions (16, 16, 32, 32 channels), 10 epochs of batches of 64 that hold equal parts "
-    "of 1, 2 or 4 classes, or what chance gives; learning rate falling to 0 from 0.02, 0.05 or 0.1, each "
-    "method at the best of them on the test images. Running statistics keep 0.9 of the old.",
+    claim=(
+        "where a batch holds few classes its statistics are not those of the data, and batch norm "
+        "fails in inference; batch renorm and running batch norm do not (Ioffe 2017)."
+    ),
+    method=(
+        "Four convolutions (16, 16, 32, 32 channels), 10 epochs of batches of 64 that hold equal"
+        " parts of 1, 2 or 4 classes, or what chance gives; learning rate falling to 0 from 0.02,"
+        " 0.05 or 0.1, each method at the best of them on the test images. Running statistics keep"
+        " 0.9 of the old."
+    ),
     settings=settings,
     measure=measure,
     plot=plot,

@@ -120,20 +120,23 @@ def _points(change: Difference) -> str:
 
 def _chosen(records: Records) -> dict[str, Records]:
     """Each arm at the learning rate that was best on the test images."""
-    return {
-        arm: records.where(arm=arm).best("rate", "accuracy") for arm in records.labels("arm")
-    }
+    return {arm: records.where(arm=arm).best("rate", "accuracy") for arm in records.labels("arm")}
 
 
 STUDY = Study(
     name="regularises",
     question="Does batch norm narrow the gap between training and test?",
-    claim="batch norm regularises: the noise of its statistics narrows the gap between training and "
-    "test accuracy.",
-    method="Four convolutions (16, 16, 32, 32 channels), 300 steps of 64 images, no augmentation, no "
-    "weight decay, learning rate falling to 0 from 0.02, 0.05 or 0.1, each arm at the best of them on "
-    "the test images. Normalisation batches below 64 are parts of the optimizer's batch. Renorm normalises by "
-    "running statistics within its limits, so that its training has little of a batch's noise.",
+    claim=(
+        "batch norm regularises: the noise of its statistics narrows the gap between training and "
+        "test accuracy."
+    ),
+    method=(
+        "Four convolutions (16, 16, 32, 32 channels), 300 steps of 64 images, no augmentation, no"
+        " weight decay, learning rate falling to 0 from 0.02, 0.05 or 0.1, each arm at the best of"
+        " them on the test images. Normalisation batches below 64 are parts of the optimizer's"
+        " batch. Renorm normalises by running statistics within its limits, so that its training"
+        " has little of a batch's noise."
+    ),
     settings=settings,
     measure=measure,
     plot=plot,

@@ -56,19 +56,21 @@ class Training:
           size: images in a part.
         """
         images, labels = self.dataset[:2]
+        order = np.arange(len(labels))
         random, batch = np.random.default_rng(self.config.seed), self.config.batch_size
         for step in range(self.total_steps):
-            place = step * batch % (len(labels) // batch * batch)
-            order = random.permutation(len(labels)) if place == 0 else order
+            place = step % (len(labels) // batch)
+            if place == 0:
+                order = random.permutation(len(labels))
             sums = jax.tree.map(jnp.zeros_like, self.state.params)
             batch_stats = self.state.batch_stats
-            parts = order[place : place + batch].reshape(-1, size)
+            parts = order[place * batch : (place + 1) * batch].reshape(-1, size)
             for part in parts:
                 sums, batch_stats = self._call(
                     _part, self.state, sums, batch_stats, images[part], labels[part]
                 )
-            mean = jax.tree.map(lambda leaf: leaf / len(parts), sums)
-            self.state = self._call(_update, self.state, mean, batch_stats)
+            count = np.float32(len(parts))
+            self.state = self._call(_update, self.state, sums, batch_stats, count)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Returns `function(learner, state, *arguments)`, compiled and brought to the host.
@@ -147,8 +149,8 @@ def _part(learner, state, sums, batch_stats, images, labels):
     return jax.tree.map(jnp.add, sums, grads), batch_stats
 
 
-def _update(learner, state, grads, batch_stats):
-    return learner.update(state, grads, batch_stats)
+def _update(learner, state, sums, batch_stats, count):
+    return learner.update(state, jax.tree.map(lambda leaf: leaf / count, sums), batch_stats)
 
 
 @lru_cache(maxsize=256)
