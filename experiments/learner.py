@@ -55,6 +55,7 @@ class Learner(NamedTuple):
       normalise: `normalise(images) -> x`, the network's input.
       apply: `apply(params, batch_stats, x, train) -> (logits, batch_stats)`.
       loss: `loss(params, batch_stats, x, labels) -> (loss, (batch_stats, accuracy))` in training.
+      update: `update(state, grads, batch_stats) -> state`, a step by given gradients.
     """
 
     init: Callable[[], TrainState]
@@ -67,6 +68,7 @@ class Learner(NamedTuple):
     normalise: Callable[[jax.Array], jax.Array]
     apply: Callable[..., tuple[jax.Array, Any]]
     loss: Callable[..., tuple[jax.Array, tuple[Any, jax.Array]]]
+    update: Callable[[TrainState, Any, Any], TrainState]
 
 
 def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> Learner:
@@ -125,6 +127,13 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (batch_stats, jnp.mean(jnp.argmax(logits, -1) == y))
 
+    def update(state: TrainState, grads, batch_stats) -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, slow, step = optax.apply_updates(state.params, updates), state.slow, state.step + 1
+        if slow is not None:
+            slow, (params, batch_stats) = look_ahead(slow, (params, batch_stats), step, total_steps)
+        return TrainState(step, params, batch_stats, opt_state, slow)
+
     def train_step(state: TrainState, index: jax.Array):
         epoch = state.step // steps_per_epoch
         x, y = spread((images[index], labels[index]))
@@ -137,11 +146,7 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
             "learning_rate": jnp.float32(schedule(state.step)),
             "grad_norm": optax.tree.norm(grads),
         }
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params, slow, step = optax.apply_updates(state.params, updates), state.slow, state.step + 1
-        if slow is not None:
-            slow, (params, batch_stats) = look_ahead(slow, (params, batch_stats), step, total_steps)
-        return TrainState(step, params, batch_stats, opt_state, slow), metrics
+        return update(state, grads, batch_stats), metrics
 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
     def train(state: TrainState, num_steps: int):
@@ -213,7 +218,7 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     return Learner(
         *(init, train, evaluate, drift, steps_per_epoch, total_steps, num_params),
-        *(normalise, apply, loss_of),
+        *(normalise, apply, loss_of, update),
     )
 
 

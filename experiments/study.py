@@ -77,7 +77,7 @@ def carry_out(arguments: Arguments) -> Path:
         if name not in STUDIES:
             raise StudyError(f"There is no study {name!r}; choose from: {', '.join(STUDIES)}.")
     if arguments.smoke and arguments.full:
-        raise StudyError("--smoke and --full exclude each other.")
+        raise StudyError("--smoke and --full cannot both be.")
     if not names and not arguments.report:
         raise StudyError(f"Name a study, or --all: {', '.join(STUDIES)}.")
     scale: Scale = "smoke" if arguments.smoke else "full" if arguments.full else "cpu"

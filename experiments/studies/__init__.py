@@ -1,8 +1,17 @@
 """Studies: claims about batch norm, each tried and answered from stored runs; a file each."""
 
-from experiments.studies import estimates, faster, robust, smoother
+from experiments.studies import (
+    batch_size,
+    estimates,
+    faster,
+    not_iid,
+    regularises,
+    robust,
+    smoother,
+)
 from experiments.studies.study import Study
 
 STUDIES: dict[str, Study] = {
-    module.STUDY.name: module.STUDY for module in (faster, smoother, robust, estimates)
+    module.STUDY.name: module.STUDY
+    for module in (faster, smoother, regularises, robust, batch_size, estimates, not_iid)
 }

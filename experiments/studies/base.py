@@ -6,8 +6,9 @@ from typing import Any
 from experiments.config import Config, ModelConfig, OptimizerConfig
 from experiments.studies.study import Scale
 
-BEST_RATE = {"none": 0.02, "batch": 0.1}
-"""The learning rates at which `faster`'s nets learned fastest, or as fast as at any other."""
+RATES = (0.02, 0.05, 0.1)
+"""Learning rates of which each arm gets its best, where arms are compared; around those at which
+`faster`'s nets learned fastest."""
 
 
 def base(scale: Scale, name: str) -> Config:
@@ -18,7 +19,7 @@ def base(scale: Scale, name: str) -> Config:
     optimizer = OptimizerConfig(0.05, weight_decay=0.0)
     config = Config(name, model=ModelConfig(width=16), optimizer=optimizer)
     if scale == "smoke":
-        return change(config, data={"train_size": 128}, model={"width": 4}, epochs=1.0)
+        return change(config, data={"train_size": 128}, model={"width": 4, "depth": 2}, epochs=1.0)
     if scale == "full":
         model = ModelConfig(width=64, depth=8)
         return change(config, data={"dataset": "cifar10"}, model=model, epochs=20.0, batch_size=128)
@@ -30,9 +31,11 @@ def change(config: Config, **fields: Any) -> Config:
     return dataclasses.replace(
         config,
         **{
-            name: dataclasses.replace(getattr(config, name), **value)
-            if isinstance(value, dict)
-            else value
+            name: (
+                dataclasses.replace(getattr(config, name), **value)
+                if isinstance(value, dict)
+                else value
+            )
             for name, value in fields.items()
         },
     )

@@ -110,11 +110,14 @@ def answer(records: Records) -> str:
     positions = errors[0].result["positions"]
     counts = [f"{w:.0f} (of {p} positions)" for w, p in zip(worth, positions, strict=True)]
     parts = [
-        f"**Errors fall as one over the root of the batch: {'held' if law else 'did not hold'}.** The "
-        f"slopes in the double logarithm are {slopes['mean']:.2f} for the mean and "
-        f"{slopes['variance']:.2f} for the variance (-0.5 by that law), so four times the batch halves "
-        f"the error. Over the layers, {listed(examples)}. Layer by layer an image counts as much as "
-        f"{listed(counts)} independent values.",
+        (
+            "**Errors fall as one over the root of the batch:"
+            f" {'held' if law else 'did not hold'}.** The slopes in the double logarithm are"
+            f" {slopes['mean']:.2f} for the mean and {slopes['variance']:.2f} for the variance"
+            " (-0.5 by that law), so four times the batch halves the error. Over the layers,"
+            f" {listed(examples)}. Layer by layer an image counts as much as {listed(counts)}"
+            " independent values."
+        ),
         *_throughput(timed),
     ]
     return "\n\n".join(parts)
@@ -130,8 +133,9 @@ def _throughput(timed: Records) -> list[str]:
     best = max(sizes, key=lambda size: rates[size].mean())
     listing = ", ".join(f"{spread(rates[size]):,.0f} at {size}" for size in sizes)
     return [
-        f"**Larger batches are processed faster: {faster.verdict}.** Images per second: {listing}; the "
-        f"most at {best}. At {sizes[-1]} a step takes {cost:.0%} longer with batch norm than without."
+        f"**Larger batches are processed faster: {faster.verdict}.** Images per second: {listing};"
+        f" the most at {best}. At {sizes[-1]} a step takes {cost:.0%} longer with batch norm than"
+        " without."
     ]
 
 
@@ -174,12 +178,17 @@ def _errors(means, squares, random) -> tuple[list[float], list[float]]:
 STUDY = Study(
     name="estimates",
     question="How good are a batch's statistics, and how fast is a batch?",
-    claim="small batches estimate mean and variance badly, large ones well, and large ones are "
-    "processed faster.",
-    method="Of a trained net (four convolutions of 16, 16, 32, 32 channels) every norm's input is taken "
-    f"over all training images; {_DRAWS} batches of each size are drawn with replacement, and their mean "
-    "and variance of each channel compared with those of all images (root mean square over draws and "
-    f"channels). Throughput: {_TIMED_STEPS} training steps after the first three.",
+    claim=(
+        "small batches estimate mean and variance badly, large ones well, and large ones are "
+        "processed faster."
+    ),
+    method=(
+        "Of a trained net (four convolutions of 16, 16, 32, 32 channels) every norm's input is"
+        f" taken over all training images; {_DRAWS} batches of each size are drawn with"
+        " replacement, and their mean and variance of each channel compared with those of all"
+        f" images (root mean square over draws and channels). Throughput: {_TIMED_STEPS} training"
+        " steps after the first three."
+    ),
     settings=settings,
     measure=measure,
     plot=plot,

@@ -1,4 +1,4 @@
-"""Steps to an accuracy at many learning rates, and gradients by depth, with and without the norm."""
+"""Steps to an accuracy at many learning rates, and gradients by depth."""
 
 from itertools import product
 from typing import Any
@@ -41,7 +41,8 @@ def settings(scale: Scale) -> list[Setting]:
         labels = {"measure": "steps", "target": target, "factor": factor, "base_rate": rate}
         runs.append(_setting(labels, activation, norm, config))
     for (activation, norm), seed in product(ARMS, range(seeds)):
-        config = change(_arm(scale, activation, norm, seed), model={"depth": 8})
+        depth = 4 if scale == "smoke" else 8
+        config = change(_arm(scale, activation, norm, seed), model={"depth": depth})
         runs.append(_setting({"measure": "gradients"}, activation, norm, config))
     return runs
 
@@ -97,10 +98,13 @@ def plot(records: Records, caption: str) -> Figure:
     low = np.nanmin(runs.values("steps")) if np.isfinite(runs.values("steps")).any() else most / 8
     steps = [s for s in (10, 20, 50, 100, 200, 300, 500, 1000, 5000) if low * 0.7 <= s <= most]
     left.set_yticks(steps, [str(s) for s in steps])
+    layers = len(gradients[0].result["norms"])
     for (activation, norm), (label, color) in ARMS.items():
         norms = gradients.where(activation=activation, norm=norm).values("norms")
-        figures.band(right, 1 + np.arange(norms.shape[1]), norms, label, color)
-    right.set(yscale="log", xlabel="layer, from the input", title="eight layers, before training")
+        figures.band(right, 1 + np.arange(layers), norms, label, color, log=True)
+    right.set(
+        yscale="log", xlabel="layer, from the input", title=f"{layers} layers, before training"
+    )
     right.set_ylabel("norm of the loss's gradient by the kernel")
     right.legend(fontsize=8)
     return figure
@@ -129,14 +133,21 @@ def answer(records: Records) -> str:
     return "\n\n".join(
         [
             _at_best(relu, bare),
-            f"**Higher learning rates: {_more_reach(with_high, bare_high)}.** At {listed(f'{f}' for f in high)} "
-            f"times the base rate {_reached(with_high)} runs with batch norm reached the target and "
-            f"{_reached(bare_high)} without.",
-            f"**Sigmoid units: {_more_reach(sigmoid, bare_sigmoid)}.** Over all rates "
-            f"{_reached(sigmoid)} runs with batch norm reached it, {_reached(bare_sigmoid)} without.",
+            (
+                f"**Higher learning rates: {_more_reach(with_high, bare_high)}.** At"
+                f" {listed(f'{f}' for f in high)} times the base rate {_reached(with_high)} runs"
+                f" with batch norm reached the target and {_reached(bare_high)} without."
+            ),
+            (
+                f"**Sigmoid units: {_more_reach(sigmoid, bare_sigmoid)}.** Over all rates"
+                f" {_reached(sigmoid)} runs with batch norm reached it, {_reached(bare_sigmoid)}"
+                " without."
+            ),
             table(head, rows),
-            "Gradients by depth (one batch, before training): the first layer's norm over the last "
-            f"layer's is {ratios}.",
+            (
+                "Gradients by depth (one batch, before training): the first layer's norm over the"
+                f" last layer's is {ratios}."
+            ),
         ]
     )
 
@@ -163,6 +174,7 @@ def _gradient_norms(
 
 
 def _reached(arm: Records) -> str:
+    """How many runs got there, in words."""
     return f"{np.isfinite(arm.values('steps')).sum()} of {len(arm)}"
 
 
@@ -172,13 +184,14 @@ def _cell(arm: Records) -> str:
 
 
 def _more_reach(more: Records, fewer: Records) -> str:
+    """Whether more runs of one arm got there than of another, by Fisher's exact test."""
     a, b = (np.isfinite(arm.values("steps")).mean() for arm in (more, fewer))
     if a == b:
         return "did not hold" if len(more) > 2 else "unclear"
-    # By Fisher's exact test.
-    table = [[np.isfinite(arm.values("steps")).sum() for arm in (more, fewer)]]
-    table.append([len(arm) - hits for arm, hits in zip((more, fewer), table[0], strict=True)])
-    sure = stats.fisher_exact(table).pvalue < 0.05
+    counts = [[np.isfinite(arm.values("steps")).sum() for arm in (more, fewer)]]
+    counts.append([len(arm) - hits for arm, hits in zip((more, fewer), counts[0], strict=True)])
+    _, probability = stats.fisher_exact(counts)
+    sure = float(probability) < 0.05
     return "unclear" if not sure else "held" if a > b else "did not hold"
 
 
@@ -188,29 +201,35 @@ def _at_best(with_norm: Records, without: Records) -> str:
     def best(arm):
         choices = [arm.where(factor=f) for f in arm.labels("factor")]
         choices = [c for c in choices if np.isfinite(c.values("steps")).all()]
-        return min(choices, key=lambda c: c.values("steps").mean(), default=None)
+        return min(choices, key=lambda c: c.values("steps").mean(), default=Records())
 
     chosen = best(with_norm), best(without)
-    if chosen[0] is None or chosen[1] is None:
+    if not all(chosen):
         return "**Fewer steps: unclear.** Not both nets reached the target with every seed."
     a, b = (c.values("steps") for c in chosen)
     rates = [c[0].labels["factor"] for c in chosen]
     fewer = difference(b, a, relevant=0.1 * b.mean())
     return (
-        f"**Fewer steps: {fewer.verdict}.** Each at the rate that was best for it (by the mean of these "
-        f"same runs), with ReLU: {spread(a):.0f} steps with batch norm at {rates[0]:g}x, {spread(b):.0f} "
-        f"without at {rates[1]:g}x; {fewer:.0f} steps saved, {b.mean() / a.mean():.2f} times fewer."
+        f"**Fewer steps: {fewer.verdict}.** Each at the rate that was best for it (by the mean of"
+        f" these same runs), with ReLU: {spread(a):.0f} steps with batch norm at {rates[0]:g}x,"
+        f" {spread(b):.0f} without at {rates[1]:g}x; {fewer:.0f} steps saved,"
+        f" {b.mean() / a.mean():.2f} times fewer."
     )
 
 
 STUDY = Study(
     name="faster",
     question="Does batch norm train in fewer steps, at higher learning rates?",
-    claim="with batch norm a network needs fewer steps, learns at rates that break one without, and "
-    "learns even with sigmoid units (Ioffe & Szegedy 2015).",
-    method="Four convolutions (16, 16, 32, 32 channels), SGD with Nesterov momentum 0.9 at a steady rate, "
-    "batches of 64, 300 steps at most; accuracy on the test images every 5 steps. The base rate is the "
-    "best for the ReLU net without a norm among those tried. Kernels start as He et al. 2015 draw them.",
+    claim=(
+        "with batch norm a network needs fewer steps, learns at rates that break one without, and "
+        "learns even with sigmoid units (Ioffe & Szegedy 2015)."
+    ),
+    method=(
+        "Four convolutions (16, 16, 32, 32 channels), SGD with Nesterov momentum 0.9 at a steady"
+        " rate, batches of 64, 300 steps at most; accuracy on the test images every 5 steps. The"
+        " base rate is the best for the ReLU net without a norm among those tried. Kernels start as"
+        " He et al. 2015 draw them."
+    ),
     settings=settings,
     measure=measure,
     plot=plot,

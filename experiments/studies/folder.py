@@ -36,7 +36,7 @@ class StudyFolder:
         environment = self.environment.read("environment.json")
         with plt.rc_context(STYLE):
             save(study.plot(made, caption(made, environment)), self.path / "figure.png")
-        (self.path / "answer.md").write_text(_text(study, made, environment))
+        (self.path / "answer.md").write_text(text(study, made, environment))
 
 
 def caption(made: Records, environment: dict) -> str:
@@ -49,9 +49,11 @@ def _seeds(made: Records) -> str:
     return f"{count} seed" + "s" * (count != 1)
 
 
-def _text(study: Study, made: Records, environment: dict) -> str:
+def text(study: Study, made: Records, environment: dict) -> str:
+    """Returns the answer in Markdown, with the claim, the figure and how it was found."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     minutes = sum(record.seconds for record in made) / 60
+    machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} cores"
     return f"""# {study.question}
 
 The claim: {study.claim}
@@ -60,8 +62,9 @@ The claim: {study.claim}
 
 ![{study.question}](figure.png)
 
-How: {study.method} {environment["data"]}; {_seeds(made)} of each setting (initial weights and order of
-the images). {len(made)} runs took {minutes:.1f} minutes with compilation on {environment["devices"]} x
-{environment["device"]} with {environment["cpus"]} cores, {versions}. Again with:
+How: {study.method} {environment["data"]}; {_seeds(made)} of each setting (initial weights and
+order of the images), over which spreads are standard deviations.
+
+{len(made)} runs, {minutes:.1f} minutes with compilation, on {machine}; {versions}.
 `{environment["command"]}`
 """

@@ -59,6 +59,11 @@ class Records(list[Record]):
         """Returns the different values of a label, in the order of their first run."""
         return list(dict.fromkeys(r.labels[name] for r in self if name in r.labels))
 
+    def best(self, label: str, result: str) -> "Records":
+        """Returns the runs with the value of a label at which the result's mean is the highest."""
+        choices = [self.where(**{label: value}) for value in self.labels(label)]
+        return max(choices, key=lambda runs: runs.values(result).mean(), default=Records())
+
     def values(self, name: str) -> np.ndarray:
         """Returns a result of each run, `[runs, ...]`; NaN for what did not happen."""
         return np.array([r.result[name] for r in self], float)

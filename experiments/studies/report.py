@@ -14,7 +14,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>Batch norm, tried</title>
 <style>
-body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: auto; padding: 1rem; }}
 img {{ max-width: 100%; }}
 h2 {{ margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1.5rem; }}
 table {{ border-collapse: collapse; font-size: 0.9em; }}

@@ -124,10 +124,10 @@ def _at_equal_loss(seeds, losses) -> str:
         return "The two nets' losses hardly overlap, so they cannot be compared at equal losses."
     ratio = np.exp(turns["none"].mean() - turns["batch"].mean())
     return (
-        "The net with batch norm has a lower loss at most steps, and smaller losses and gradients vary "
-        f"less. At losses that both had (from {low:.3g} to {high:.3g}; {len(turns['none'])} and "
-        f"{len(turns['batch'])} points) the gradient's relative change is {ratio:.2f} times as large "
-        "without the norm (geometric means)."
+        "The net with batch norm has a lower loss at most steps, and smaller losses and gradients"
+        f" vary less. At losses that both had (from {low:.3g} to {high:.3g}; {len(turns['none'])}"
+        f" and {len(turns['batch'])} points) the gradient's relative change is {ratio:.2f} times as"
+        " large without the norm (geometric means)."
     )
 
 
@@ -152,11 +152,16 @@ def _look_ahead(
 STUDY = Study(
     name="smoother",
     question="Does batch norm make the loss smoother along the step?",
-    claim="with batch norm the loss and its gradient change less along the direction of a step, so that "
-    "larger steps are safe (Santurkar et al. 2018).",
-    method="At 20 points of a training (four convolutions of 16, 16, 32, 32 channels, batches of 64, "
-    "learning rate 0.02, Nesterov momentum 0.9) the loss of a batch and its gradient are taken anew after "
-    "steps against the gradient of 0.5 to 4 times the learning rate, from the same point on the same batch.",
+    claim=(
+        "with batch norm the loss and its gradient change less along the direction of a step, so"
+        " that larger steps are safe (Santurkar et al. 2018)."
+    ),
+    method=(
+        "At 20 points of a training (four convolutions of 16, 16, 32, 32 channels, batches of 64,"
+        " learning rate 0.02, Nesterov momentum 0.9) the loss of a batch and its gradient are taken"
+        " anew after steps against the gradient of 0.5 to 4 times the learning rate, from the same"
+        " point on the same batch."
+    ),
     settings=settings,
     measure=measure,
     plot=plot,

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState, make_learner
+from jbn.norms.method import replaced_method
 
 
 class Training:
@@ -46,6 +47,31 @@ class Training:
         stacked = jax.device_get(metrics)
         return {name: np.concatenate([m[name] for m in stacked]) for name in stacked[0]}
 
+    def finish_in_parts(self, size: int) -> None:
+        """Trains to the end with each batch in parts, one after another.
+
+        The statistics go from part to part, the gradients of a batch's parts are averaged.
+
+        Args:
+          size: images in a part.
+        """
+        images, labels = self.dataset[:2]
+        order = np.arange(len(labels))
+        random, batch = np.random.default_rng(self.config.seed), self.config.batch_size
+        for step in range(self.total_steps):
+            place = step % (len(labels) // batch)
+            if place == 0:
+                order = random.permutation(len(labels))
+            sums = jax.tree.map(jnp.zeros_like, self.state.params)
+            batch_stats = self.state.batch_stats
+            parts = order[place * batch : (place + 1) * batch].reshape(-1, size)
+            for part in parts:
+                sums, batch_stats = self._call(
+                    _part, self.state, sums, batch_stats, images[part], labels[part]
+                )
+            count = np.float32(len(parts))
+            self.state = self._call(_update, self.state, sums, batch_stats, count)
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Returns `function(learner, state, *arguments)`, compiled and brought to the host.
 
@@ -73,6 +99,28 @@ def logits_by_batch(learner: Learner, state: TrainState, images: jax.Array) -> j
     return learner.apply(state.params, state.batch_stats, x, train=True)[0]
 
 
+def recalibrated(learner: Learner, state: TrainState, images: jax.Array) -> TrainState:
+    """The state with the statistics of images `[n, ...]`, at fixed weights.
+
+    The layers before normalise by each batch's, or group's, own statistics (Wu & Johnson 2021).
+    """
+
+    def measured(method):
+        def choose(own, batch, examples):
+            return method.recall(own._replace(mean=batch.mean, var=batch.var))
+
+        def update(own, batch, examples):
+            return own._replace(mean=batch.mean, var=batch.var)
+
+        return method._replace(choose=choose, update=update)
+
+    with replaced_method(measured):
+        _, batch_stats = learner.apply(
+            state.params, state.batch_stats, learner.normalise(images), train=True
+        )
+    return state._replace(batch_stats=batch_stats)
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the share of `[n, classes]` that are right."""
     return float(np.mean(np.argmax(logits, -1) == labels))
@@ -91,6 +139,18 @@ def _init(learner: Learner, _: None) -> TrainState:
 
 def _step(learner: Learner, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
     return learner.train(state, 1)
+
+
+def _part(learner, state, sums, batch_stats, images, labels):
+    x = learner.normalise(images)
+    grads, (batch_stats, _) = jax.grad(learner.loss, has_aux=True)(
+        state.params, batch_stats, x, labels
+    )
+    return jax.tree.map(jnp.add, sums, grads), batch_stats
+
+
+def _update(learner, state, sums, batch_stats, count):
+    return learner.update(state, jax.tree.map(lambda leaf: leaf / count, sums), batch_stats)
 
 
 @lru_cache(maxsize=256)

@@ -60,7 +60,7 @@ def difference(more: ArrayLike, less: ArrayLike, relevant: float) -> Difference:
     mean = more.mean() - less.mean()
     if min(len(more), len(less)) < 2:
         return Difference(mean, -np.inf, np.inf, relevant)
-    if more.std() == 0 == less.std():
+    if np.ptp(more) == 0 == np.ptp(less):
         return Difference(mean, mean, mean, relevant)
     interval = stats.ttest_ind(more, less, equal_var=False).confidence_interval()
     return Difference(mean, interval.low, interval.high, relevant)

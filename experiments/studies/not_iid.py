@@ -1,0 +1,144 @@
+"""Training batches of few classes."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.data import Dataset
+from experiments.report import percent
+from experiments.studies import figures
+from experiments.studies.base import RATES, base, change
+from experiments.studies.records import Records, Setting
+from experiments.studies.study import Scale, Study
+from experiments.studies.training import Training, accuracy, logits, logits_by_batch
+from experiments.studies.words import difference, listed, spread, table
+
+METHODS = ("batch", "renorm", "running", "group", "none")
+
+
+def settings(scale: Scale) -> list[Setting]:
+    """Returns runs of each method, with 1, 2, 4 or any number of classes in a batch."""
+    seeds = {"smoke": 1, "cpu": 3, "full": 3}[scale]
+    classes = (2,) if scale == "smoke" else (1, 2, 4, None)
+    methods = ("batch", "none") if scale == "smoke" else METHODS
+    rates = (0.1,) if scale == "smoke" else RATES
+    runs = []
+    for method, count, rate, seed in product(methods, classes, rates, range(seeds)):
+        config = change(base(scale, "not_iid"), norm={"method": method}, seed=seed)
+        config = change(config, optimizer={"learning_rate": rate}, classes_per_batch=count)
+        labels = {"norm": method, "classes": count or "any", "rate": rate, "seed": seed}
+        runs.append(Setting(labels, config))
+    return runs
+
+
+def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
+    """Returns test accuracies in inference and in training mode, and the training's last one."""
+    training = Training(setting.config, dataset)
+    metrics = training.advance(training.total_steps)
+    images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
+    return {
+        "accuracy": accuracy(training.call(logits, images), labels),
+        "accuracy_by_batch": accuracy(training.call(logits_by_batch, images), labels),
+        "train_accuracy": float(metrics["accuracy"][-20:].mean()),
+    }
+
+
+def plot(records: Records, caption: str) -> Figure:
+    """Draws accuracy against the classes in a batch, for each method; then batch norm's modes."""
+    figure, (left, right) = figures.new(2, STUDY.question, caption, width=5)
+    classes = sorted(records.labels("classes"), key=lambda c: 99 if c == "any" else c)
+    x = np.arange(len(classes))
+    for method in records.labels("norm"):
+        label, color = figures.METHODS[method]
+        figures.band(left, x, _values(records, method, classes, "accuracy"), label, color)
+    modes = {
+        "train_accuracy": ("its training batches", "tab:gray"),
+        "accuracy_by_batch": ("test images, mixed,\nby their own statistics", "tab:cyan"),
+        "accuracy": ("test images,\nby running statistics", "tab:blue"),
+    }
+    for name, (label, color) in modes.items():
+        figures.band(right, x, _values(records, "batch", classes, name), label, color)
+    left.set(title="every method, in inference", ylabel="test accuracy")
+    right.set(title="batch norm alone", ylabel="accuracy")
+    for axis in (left, right):
+        axis.set_xticks(x, [str(c) for c in classes])
+        axis.set(xlabel="classes in a training batch", ylim=(0, 1.03))
+        axis.legend(fontsize=8, loc="lower right")
+        percent(axis)
+    return figure
+
+
+def answer(records: Records) -> str:
+    """Says whether batch norm collapses, and which method does not."""
+    few = [c for c in records.labels("classes") if c != "any"]
+    rows = []
+    for method in records.labels("norm"):
+        arms = [_chosen(records, method, c) for c in records.labels("classes")]
+        cells = (f"{spread(a.values('accuracy')):.1%} ({a[0].labels['rate']:g})" for a in arms)
+        rows.append([figures.METHODS[method][0], *cells])
+    parts = [_collapse(records, count) for count in few]
+    head = ["test accuracy (rate)", *(f"{c} classes" for c in records.labels("classes"))]
+    return "\n\n".join([*parts, table(head, rows)])
+
+
+def _collapse(records: Records, count: int) -> str:
+    batch = _chosen(records, "batch", count)
+    inference, own = batch.values("accuracy"), batch.values("accuracy_by_batch")
+    train = batch.values("train_accuracy")
+    sentences = []
+    if "any" in records.labels("classes"):
+        loss = difference(
+            _chosen(records, "batch", "any").values("accuracy"), inference, relevant=0.02
+        )
+        sentences.append(
+            f"**{count} classes in a batch: batch norm's collapse {loss.verdict}.** It loses"
+            f" {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f} to"
+            f" {100 * loss.high:.1f}) against mixed batches."
+        )
+    sentences.append(
+        f"With {count} it is right on {spread(inference):.1%} of the test images by running"
+        f" statistics, {spread(own):.1%} by their own, and on {spread(train):.1%} of its last"
+        " training batches."
+    )
+    better = [
+        f"{figures.METHODS[method][0]} ({spread(values):.1%})"
+        for method in records.labels("norm")
+        if method != "batch"
+        for values in [_chosen(records, method, count).values("accuracy")]
+        if difference(values, inference, relevant=0.02).verdict == "held"
+    ]
+    sentences.append(f"Clearly better: {listed(better) if better else 'none of the others'}.")
+    return " ".join(sentences)
+
+
+def _chosen(records: Records, method: str, classes: Any) -> Records:
+    """The method at the learning rate that was best on the test images."""
+    return records.where(norm=method, classes=classes).best("rate", "accuracy")
+
+
+def _values(records: Records, method: str, classes: list[Any], name: str) -> np.ndarray:
+    arms = [_chosen(records, method, count).values(name) for count in classes]
+    runs = min(len(arm) for arm in arms)
+    return np.array([arm[:runs] for arm in arms]).T
+
+
+STUDY = Study(
+    name="not_iid",
+    question="What happens when batches are not mixed?",
+    claim=(
+        "where a batch holds few classes its statistics are not those of the data, and batch norm "
+        "fails in inference; batch renorm and running batch norm do not (Ioffe 2017)."
+    ),
+    method=(
+        "Four convolutions (16, 16, 32, 32 channels), 10 epochs of batches of 64 that hold equal"
+        " parts of 1, 2 or 4 classes, or what chance gives; learning rate falling to 0 from 0.02,"
+        " 0.05 or 0.1, each method at the best of them on the test images. Running statistics keep"
+        " 0.9 of the old."
+    ),
+    settings=settings,
+    measure=measure,
+    plot=plot,
+    answer=answer,
+)

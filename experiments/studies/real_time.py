@@ -1,0 +1,211 @@
+"""One example at a time: its latency, folded or not, and whether its batch mates matter."""
+
+import time
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.config import Config
+from experiments.data import Dataset
+from experiments.models import make_model
+from experiments.studies import figures
+from experiments.studies.base import base, change
+from experiments.studies.records import Records, Setting
+from experiments.studies.study import Scale, Study
+from experiments.studies.training import Training, logits, logits_by_batch
+from experiments.studies.words import difference, spread, table
+from jbn import linen_fold
+
+NETS = {"small": "four convolutions, 8x8 images", "resnet20": "ResNet-20, 32x32 images"}
+VARIANTS = {
+    "none": ("no norm", "tab:orange"),
+    "batch": ("batch norm", "tab:blue"),
+    "folded": ("batch norm, folded", "tab:green"),
+}
+_IMAGES, _BATCHES, _SIZE = 12, 20, 8
+
+
+def settings(scale: Scale) -> list[Setting]:
+    """Returns trained nets that see images among others, and nets to be timed."""
+    seeds = 1 if scale == "smoke" else 5
+    config = change(base(scale, "real_time"), optimizer={"learning_rate": 0.1})
+    runs = [
+        Setting({"measure": "mates", "seed": seed}, change(config, seed=seed))
+        for seed in range(seeds)
+    ]
+    nets = ("small",) if scale == "smoke" else NETS
+    calls = {"smoke": 10, "cpu": 300, "full": 1000}[scale]
+    for net, seed in product(nets, range(seeds)):
+        labels = {"measure": "latency", "net": net, "calls": calls, "seed": seed}
+        runs.append(Setting(labels, change(config, model={"name": net}, seed=seed)))
+    return runs
+
+
+def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
+    """Returns what batch mates and folding change, or latencies in microseconds."""
+    if setting.labels["measure"] == "mates":
+        return _mates(setting.config, dataset)
+    size = 8 if setting.labels["net"] == "small" else 32
+    channels = 1 if setting.labels["net"] == "small" else 3
+    x = jax.random.normal(jax.random.key(0), (1, size, size, channels))
+    programs = {variant: _program(setting.config, variant, x) for variant in VARIANTS}
+    for program in programs.values():
+        jax.block_until_ready(program(x))
+    seconds = {variant: [] for variant in VARIANTS}
+    # In turns, so that what else the machine does falls on all.
+    for _ in range(setting.labels["calls"]):
+        for variant, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(x))
+            seconds[variant].append(time.perf_counter() - start)
+    return {variant: float(1e6 * np.median(times)) for variant, times in seconds.items()}
+
+
+def _program(config: Config, variant: str, x: jax.Array) -> Any:
+    """A compiled inference of one image, its weights inside."""
+    config = change(config, norm={"method": "none" if variant == "none" else "batch"})
+    model = make_model(config, 10, config.norm.make())
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(config.seed), x, False)
+    apply = model.apply
+    if variant == "folded":
+        folded = linen_fold.fold(model, variables, x, train=False)
+        apply, variables = folded.apply, folded.variables
+    return jax.jit(lambda x: apply(variables, x, train=False)).lower(x).compile()
+
+
+def _mates(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Trains, then shows images alone and in batches with random others."""
+    training = Training(config, dataset)
+    training.advance(training.total_steps)
+    random = np.random.default_rng(config.seed)
+    images, labels = dataset.test_images[:_IMAGES], dataset.test_labels[:_IMAGES]
+    others = dataset.test_images[_IMAGES:]
+    batches = [
+        np.concatenate([image[None], others[random.integers(len(others), size=_SIZE - 1)]])
+        for image, _ in product(images, range(_BATCHES))
+    ]
+
+    def shares(function):
+        scores = [training.call(function, batch)[0] for batch in batches]
+        scores = np.reshape(scores, (_IMAGES, _BATCHES, -1))
+        return scores, np.asarray(jax.nn.softmax(scores))
+
+    alone = np.concatenate([training.call(logits, image[None]) for image in images])
+    scores, running = shares(logits)
+    _, own = shares(logits_by_batch)
+    chosen = np.arange(_IMAGES), slice(None), labels
+    return {
+        "changed": float(np.abs(scores - alone[:, None]).max() / np.abs(alone).max()),
+        "running": np.round(running[chosen[0], :, labels], 6).tolist(),
+        "own": np.round(own[chosen[0], :, labels], 6).tolist(),
+        "flipped": float(_flipped(running)),
+        "flipped_own": float(_flipped(own)),
+        "folding": _folding_error(training, images),
+    }
+
+
+def _flipped(probabilities: np.ndarray) -> np.ndarray:
+    """Share of images whose predicted class depends on their mates."""
+    classes = probabilities.argmax(-1)
+    return np.mean((classes != classes[:, :1]).any(1))
+
+
+def _folding_error(training: Training, images: np.ndarray) -> float:
+    """Largest difference of a logit that folding makes, relative to the largest logit."""
+    config = training.config
+    model = make_model(config, len(training.dataset.classes), config.norm.make())
+    x = jnp.asarray(training.call(_normalised, images))
+    variables = {"params": training.state.params, "batch_stats": training.state.batch_stats}
+    folded = linen_fold.fold(model, variables, x, train=False)
+    plain = jnp.asarray(model.apply(variables, x, train=False))
+    other = jnp.asarray(folded.apply(folded.variables, x, train=False))
+    return float(jnp.abs(plain - other).max() / jnp.abs(plain).max())
+
+
+def _normalised(learner, state, images):
+    return learner.normalise(images)
+
+
+def plot(records: Records, caption: str) -> Figure:
+    """Draws the latencies, and what the mates do to an image's probability."""
+    mates, timed = records.where(measure="mates"), records.where(measure="latency")
+    nets = timed.labels("net")
+    figure, axes = figures.new(1 + len(nets), STUDY.question, caption, width=4.4)
+    for axis, net in zip(axes, nets, strict=False):
+        for x, (variant, (_, color)) in enumerate(VARIANTS.items()):
+            figures.points(axis, x, timed.where(net=net).values(variant), color)
+        axis.set_xticks(range(len(VARIANTS)), [label for label, _ in VARIANTS.values()])
+        axis.set(title=NETS[net], ylabel="time for one image (microseconds)")
+        axis.set_ylim(bottom=0)
+    right, first = axes[-1], mates[0].result
+    for name, label, color, apart in (
+        ("own", "by the batch's statistics", "tab:gray", -0.15),
+        ("running", "by running statistics", "tab:blue", 0.15),
+    ):
+        for image, values in enumerate(first[name]):
+            x = np.full(len(values), image + apart)
+            right.plot(x, values, ".", color=color, alpha=0.5, label=label if image == 0 else "")
+    right.set(title=f"the same image among {_SIZE - 1} others", ylim=(-0.03, 1.03))
+    right.set(xlabel=f"image; {_BATCHES} batches each (first seed)")
+    right.set_ylabel("probability given to the true class")
+    right.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def answer(records: Records) -> str:
+    """Says what mates change, what folding changes, and how long an image takes."""
+    mates, timed = records.where(measure="mates"), records.where(measure="latency")
+    flipped = mates.values("flipped_own")
+    exact = mates.values("changed").max() < 1e-5 and mates.values("flipped").max() == 0
+    parts = [
+        (
+            f"**Identical outputs whatever the batch mates: {'held' if exact else 'did not hold'}**"
+            " by running statistics: no logit changed by more than"
+            f" {mates.values('changed').max():.1g} of the largest, which is rounding. By the"
+            f" batch's own statistics the class of {spread(flipped):.0%} of the images depended on"
+            f" the {_SIZE - 1} others."
+        ),
+        (
+            "**Folding changes nothing:"
+            f" {'held' if mates.values('folding').max() < 1e-5 else 'did not hold'}.** The largest"
+            f" difference of a logit is {mates.values('folding').max():.1g} of the largest logit."
+        ),
+    ]
+    rows = []
+    for net in timed.labels("net"):
+        arm = timed.where(net=net)
+        plain, folded, none = (arm.values(name) for name in ("batch", "folded", "none"))
+        saved = difference(plain, folded, relevant=0.02 * plain.mean())
+        parts.append(
+            f"**Folding makes one image faster, {NETS[net]}: {saved.verdict}.** {spread(plain):.0f}"
+            f" microseconds with batch norm, {spread(folded):.0f} folded, {spread(none):.0f}"
+            f" without a norm; folded takes {folded.mean() / plain.mean():.2f} of the time."
+        )
+        rows.append([NETS[net], *(f"{spread(arm.values(v)):.0f}" for v in VARIANTS)])
+    head = ["microseconds an image", *(label for label, _ in VARIANTS.values())]
+    return "\n\n".join([*parts, table(head, rows)])
+
+
+STUDY = Study(
+    name="real_time",
+    question="One image at a time: how fast, and do others matter?",
+    claim=(
+        "batch norm is awkward for one example in real time: it costs time, and results depend on"
+        " the batch. By running statistics they do not, and folded into the convolutions it costs"
+        " nothing."
+    ),
+    method=(
+        f"Four convolutions (16, 16, 32, 32 channels) trained for 10 epochs: {_IMAGES} test images,"
+        f" each in {_BATCHES} batches with {_SIZE - 1} random others. Latency: the median of 300"
+        " calls of a compiled inference, the variants in turns, of nets with their initial"
+        " weights; the runs' seeds are repetitions."
+    ),
+    settings=settings,
+    measure=measure,
+    plot=plot,
+    answer=answer,
+)

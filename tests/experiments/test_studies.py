@@ -1,0 +1,251 @@
+"""The studies: they run, go on where they ended, and say what their stored runs say."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from experiments import study
+from experiments.augment import gather_classes, permutation
+from experiments.config import Config
+from experiments.data import load
+from experiments.learner import make_learner
+from experiments.studies import STUDIES, folder, robust, training, words
+from experiments.studies.base import base, change
+from experiments.studies.folder import StudyFolder
+from experiments.studies.perturb import PERTURBATIONS, perturb
+from experiments.studies.records import Setting
+from experiments.studies.study import Study
+from experiments.studies.training import Training
+
+SMOKE = change(base("smoke", "test"), batch_size=32, optimizer={"learning_rate": 0.1})
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load(SMOKE.data)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The results of every study, at the smallest scale."""
+    output = tmp_path_factory.mktemp("studies")
+    assert study.main(["--all", "--smoke", "--report", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_and_leaves_runs_figure_and_answer(smoke, name):
+    files = {path.name for path in (smoke / name).iterdir()}
+    assert files == {"runs.jsonl", "environment.json", "figure.png", "answer.md"}
+    lines = (smoke / name / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == len(STUDIES[name].settings("smoke"))
+
+
+def test_the_report_holds_every_answer_and_its_figures(smoke):
+    html = (smoke / "report.html").read_text()
+    assert len(re.findall(r'src="data:image/png;base64,', html)) == len(STUDIES)
+    assert not re.findall(r'src="(?!data:)', html)
+    text = (smoke / "report.md").read_text()
+    for name, each in STUDIES.items():
+        assert each.question in text
+        assert (smoke / name / "figure.png").exists()
+        assert f"]({name}/figure.png)" in text
+
+
+def toy(calls: list[int], end_at: int | None = None) -> Study:
+    """A study whose runs cost nothing and note that they were made."""
+
+    def settings(scale):
+        return [Setting({"seed": seed}, Config("toy", seed=seed)) for seed in range(5)]
+
+    def measure(setting, dataset):
+        if setting.config.seed == end_at:
+            raise KeyboardInterrupt
+        calls.append(setting.config.seed)
+        return {"value": setting.config.seed}
+
+    def plot(records, caption):
+        return plt.figure()
+
+    def answer(records):
+        return f"The sum is {records.values('value').sum():.0f}."
+
+    return Study("toy", "Sum?", "no claim.", "Summed.", settings, measure, plot, answer)
+
+
+def test_what_is_finished_is_kept_and_only_the_rest_is_run(tmp_path, monkeypatch):
+    calls = []
+    arguments = ["toy", "--output", str(tmp_path)]
+    monkeypatch.setitem(STUDIES, "toy", toy(calls, end_at=3))
+    assert study.main(arguments) == 130
+    runs = tmp_path / "toy" / "runs.jsonl"
+    # As a process does that is killed while it writes.
+    whole = runs.read_bytes()
+    runs.write_bytes(whole + b'{"labels": {"se')
+    monkeypatch.setitem(STUDIES, "toy", toy(calls))
+    assert study.main(arguments) == 0
+    assert calls == [0, 1, 2, 3, 4]
+    assert runs.read_bytes().startswith(whole)
+    lines = runs.read_text().splitlines()
+    assert [json.loads(line)["result"]["value"] for line in lines] == [0, 1, 2, 3, 4]
+    assert "The sum is 10." in (tmp_path / "toy" / "answer.md").read_text()
+    assert study.main(arguments) == 0
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nonsense"], "choose from"), ([], "Name a study"), (["--all", "--smoke", "--full"], "both")],
+)
+def test_errors_say_what_to_do(arguments, message, capsys):
+    assert study.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_stored_answers_are_those_of_the_stored_runs(name):
+    """All of its runs are there, with at least three seeds, and the text follows from them."""
+    stored, each = StudyFolder(study.RESULTS / name), STUDIES[name]
+    settings = each.settings("cpu")
+    finished = stored.finished(settings)
+    assert len(finished) == len(settings)
+    assert len(finished.labels("seed")) >= 3
+    environment = stored.environment.read("environment.json")
+    answer = (stored.path / "answer.md").read_text()
+    assert answer == folder.text(each, finished, environment)
+    assert environment["data"] in answer
+    assert (stored.path / "figure.png").exists()
+
+
+def test_the_readmes_figures_are_stored_ones():
+    root = Path(__file__).parents[2]
+    for path in re.findall(r"\]\(([^)]*studies/results[^)]*)\)", (root / "README.md").read_text()):
+        assert (root / path).exists()
+
+
+def test_a_shared_program_trains_as_the_run_of_its_own(images):
+    """Seed and learning rate are arguments of the program; the result is the learner's."""
+    Training(SMOKE, images).advance(1)
+    config = change(SMOKE, seed=3, optimizer={"learning_rate": 0.02})
+    shared = Training(config, images)
+    metrics = shared.advance(2)
+    learner = make_learner(config, images)
+    state, expected = learner.train(learner.init(), 2)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(shared.state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_norm_a_batch_in_parts_is_the_batch(images):
+    config = change(SMOKE, norm={"method": "none"})
+    states = []
+    for size in (32, 8):
+        run = Training(config, images)
+        run.finish_in_parts(size)
+        states.append(run.state)
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_recalibrated_inference_on_its_images_is_batch_norm_on_them(images):
+    run = Training(SMOKE, images)
+    run.advance(2)
+    by_batch = run.call(training.logits_by_batch, images.train_images)
+    before = run.call(training.logits, images.train_images)
+    run.state = run.call(training.recalibrated, images.train_images)
+    after = run.call(training.logits, images.train_images)
+    assert abs(before - by_batch).max() > 0.1
+    np.testing.assert_allclose(after, by_batch, atol=1e-4)
+
+
+def test_adapted_statistics_are_the_batchs_or_the_running_ones(images):
+    run = Training(SMOKE, images)
+    run.advance(2)
+    batches = images.test_images[:20].reshape(2, 10, 8, 8, 1)
+    own = run.call(robust._adapted_logits, batches, np.float32(0))
+    running = run.call(robust._adapted_logits, batches, np.float32(1e9))
+    for index, batch in enumerate(batches):
+        np.testing.assert_allclose(own[index], run.call(training.logits_by_batch, batch), atol=1e-4)
+        np.testing.assert_allclose(running[index], run.call(training.logits, batch), atol=1e-4)
+
+
+def test_cross_entropy_is_that_of_optax():
+    import optax
+
+    logits = np.random.default_rng(0).normal(size=(50, 10)).astype(np.float32) * 20
+    labels = np.arange(50) % 10
+    expected = optax.softmax_cross_entropy_with_integer_labels(jnp.array(logits), labels).mean()
+    np.testing.assert_allclose(training.cross_entropy(logits, labels), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_perturbations_change_images_at_all_levels_but_one(name, images):
+    _, levels, neutral, _ = PERTURBATIONS[name]
+    assert neutral in levels
+    original = images.test_images[:5].astype(np.float32)
+    for level in levels:
+        changed = abs(perturb(images.test_images[:5], name, level) - original).max()
+        assert changed < 1e-4 if level == neutral else changed > 1
+
+
+def test_few_classes_in_a_batch():
+    """Every image once, at most one piece of two classes at each class's end."""
+    labels = jnp.array(np.random.default_rng(0).integers(10, size=640), jnp.int32)
+    order = permutation(0, jnp.int32(0), 640)
+    gathered = gather_classes(order, labels, 32, 0, jnp.int32(0))
+    assert sorted(gathered.tolist()) == list(range(640))
+    classes = [len(set(row)) for row in labels[gathered].reshape(-1, 32).tolist()]
+    assert sum(count - 1 for count in classes) <= 9
+    other = gather_classes(order, labels, 32, 0, jnp.int32(1))
+    assert (other != gathered).any()
+
+
+def test_classes_must_divide_the_batch(images):
+    with pytest.raises(ValueError, match="classes_per_batch=5 must divide batch_size=32"):
+        make_learner(dataclasses.replace(SMOKE, classes_per_batch=5), images)
+
+
+def test_gain_scales_the_networks_input(images):
+    for gain in (1.0, 10.0):
+        learner = make_learner(change(SMOKE, data={"gain": gain}), images)
+        x = learner.normalise(images.train_images)
+        np.testing.assert_allclose([x.mean(), x.std()], [0, gain], atol=1e-4 * gain)
+
+
+def test_differences_are_welchs():
+    """Against the formula, written out."""
+    a, b = np.array([3.0, 4.0, 5.5, 3.5]), np.array([1.0, 1.5, 2.5])
+    errors = a.var(ddof=1) / 4, b.var(ddof=1) / 3
+    error = np.sqrt(sum(errors))
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
+    assert freedom == pytest.approx(5)
+    found = words.difference(a, b, relevant=1.0)
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+    # The 97.5% quantile of Student's t with 5 degrees of freedom, from a printed table.
+    assert (found.high - found.mean) / error == pytest.approx(2.571, abs=0.0005)
+    assert found.high - found.mean == pytest.approx(found.mean - found.low)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((2.0, 1.0, 3.0), "held"),
+        ((0.5, 0.1, 0.9), "did not hold"),
+        ((-2.0, -3.0, -1.0), "did not hold"),
+        ((0.5, 0.1, 1.5), "unclear"),
+        ((2.0, -1.0, 5.0), "unclear"),
+    ],
+)
+def test_verdicts(interval, expected):
+    assert words.Difference(*interval, relevant=1.0).verdict == expected
+
+
+def test_a_single_run_says_nothing():
+    assert words.difference([5.0], [1.0, 1.1], relevant=0.1).verdict == "unclear"
