@@ -1,5 +1,6 @@
 """Batch normalization for JAX: pure functions over explicit pytrees."""
 
+from jbn.fold import fold as fold
 from jbn.moments import Moments as Moments
 from jbn.moments import merge as merge
 from jbn.moments import moments as moments

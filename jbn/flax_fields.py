@@ -39,6 +39,21 @@ def norm_of(fields: BatchNormFields, params: BatchNormParams, x: jax.Array, **ch
     return batch_norm(**(options | changes))
 
 
+def require_same_params(layer: object, params: BatchNormParams, wanted: BatchNormParams) -> None:
+    """Checks that a norm learns what a layer learns.
+
+    Raises:
+      ValueError: one has a scale or bias, the other has none.
+    """
+    for name, value in params._asdict().items():
+        if (value is None) != (getattr(wanted, name) is None):
+            one, other = ("layer", "norm") if value is not None else ("norm", "layer")
+            raise ValueError(
+                f"the {one} has a {name} and the {other} has none, in layer {layer}: choose "
+                f"use_{name}={value is not None} for the norm."
+            )
+
+
 def position_mask(mask: ArrayLike | None, x: jax.Array, axis: features.Axes) -> jax.Array | None:
     """Drops the feature axes from a mask that, in Flax's sense, broadcasts to all of `x`.
 

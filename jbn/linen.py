@@ -1,5 +1,13 @@
-"""Linen modules: variables in, a `jbn.Norm` called, variables out."""
+"""Linen modules: variables in, a `jbn.Norm` called, variables out.
 
+A model that calls Flax's BatchNorm runs on jbn without an edit, by any method:
+
+    with jbn.linen.replace_batch_norm(jbn.ghost_batch_norm(group_size=32)):
+        y, updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+"""
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -112,25 +120,85 @@ class BatchNorm(nn.Module):
         Returns:
           The output, of the shape of x; where the mask is False, it is the bias.
         """
-        x = jnp.asarray(x)
-        shape = features.feature_shape(x, features.feature_axes(x, self.axis))
-        params = jbn.BatchNormParams(
-            scale=self.param("scale", self.scale_init, shape, self.param_dtype)
-            if self.use_scale
-            else None,
-            bias=self.param("bias", self.bias_init, shape, self.param_dtype)
-            if self.use_bias
-            else None,
-        )
-        # Where variables are made, the named axis need not exist.
-        changes = {"axis_name": None, "axis_index_groups": None} if self.is_initializing() else {}
-        norm = flax_fields.norm_of(self, params, x, **changes)
-        mask = flax_fields.position_mask(mask, x, self.axis)
-        # Flax keeps no count, and a constant decay needs none.
-        state = running.start(shape)
-        return _call(
-            self, norm, shape, params, state, x, use_running_average, mask, ("mean", "var")
-        )
+        return _batch_norm(self, None, x, use_running_average, mask=mask)
+
+
+@contextlib.contextmanager
+def replace_batch_norm(norm: jbn.Norm | None = None) -> Iterator[None]:
+    """Within it, jbn runs wherever a model calls `flax.linen.BatchNorm`, on the same variables.
+
+    What was jitted outside is traced again inside, and the other way round.
+
+    Args:
+      norm: the method, whose own options (axis, axis_name, epsilon, dtype, ...) hold instead of the
+        module's fields. Further fields of its state become variables of `batch_stats`; where they
+        are missing, they start anew. By default what `jbn.linen.BatchNorm` would be with the
+        fields of the module.
+
+    Raises:
+      ValueError: from the model, if the module has a scale or bias and the norm has none, or the
+        other way round.
+    """
+
+    def run(module, call, x, use_running_average=None, *, mask=None):
+        return _batch_norm(module, norm, x, use_running_average, mask=mask)
+
+    with intercept_calls({nn.BatchNorm: run}, ("jbn", norm)):
+        yield
+
+
+_interceptors = jax.make_user_context(())
+
+
+@contextlib.contextmanager
+def intercept_calls(
+    functions: Mapping[type[nn.Module], Callable[..., Any]], key: Hashable
+) -> Iterator[None]:
+    """Within it, modules of the given types are called through functions.
+
+    Args:
+      functions: by type, `f(module, call, *args, **kwargs)`, where `call` is the module itself.
+      key: what tells the functions from others, for the caches of `jax.jit`.
+    """
+
+    def interceptor(call, args, kwargs, context):
+        function = functions.get(type(context.module))
+        if function is None or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        return function(context.module, call, *args, **kwargs)
+
+    with _interceptors((*_interceptors.value, key)), nn.intercept_methods(interceptor):
+        yield
+
+
+def _batch_norm(module, norm, x, use_running_average, *, mask):
+    """The call of jbn's or Flax's BatchNorm, by its fields or by another norm."""
+    x = jnp.asarray(x)
+    shape = features.feature_shape(x, features.feature_axes(x, module.axis))
+    params = jbn.BatchNormParams(
+        scale=module.param("scale", module.scale_init, shape, module.param_dtype)
+        if module.use_scale
+        else None,
+        bias=module.param("bias", module.bias_init, shape, module.param_dtype)
+        if module.use_bias
+        else None,
+    )
+    mask = flax_fields.position_mask(mask, x, module.axis)
+    kept = ["mean", "var"]
+    if norm is None:
+        # Where variables are made, the named axis need not exist. Flax keeps no count, and a
+        # constant decay needs none.
+        alone = {"axis_name": None, "axis_index_groups": None} if module.is_initializing() else {}
+        norm, state = flax_fields.norm_of(module, params, x, **alone), running.start(shape)
+    else:
+        wanted, state = norm.init(shape)
+        flax_fields.require_same_params(module.path, params, wanted)
+        if module.is_mutable_collection("batch_stats"):
+            kept = state._fields
+    kept = [
+        name for name in state._fields if name in kept or module.has_variable("batch_stats", name)
+    ]
+    return _call(module, norm, shape, params, state, x, use_running_average, mask, kept)
 
 
 def _call(module, norm, num_features, params, state, x, use_running_average, mask, kept=None):

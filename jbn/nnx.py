@@ -1,8 +1,13 @@
-"""NNX modules: variables in, a `jbn.Norm` called, variables out."""
+"""NNX modules: variables in, a `jbn.Norm` called, variables out.
+
+A model that has Flax's BatchNorm runs on jbn without an edit, by any method:
+
+    model = jbn.nnx.convert(model, jbn.ghost_batch_norm(group_size=32))
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +164,46 @@ class BatchNorm(nnx.Module):
         norm = flax_fields.norm_of(self, params, x)
         mask = flax_fields.position_mask(mask, x, self.axis)
         return _call(self, norm, params, state, x, use_running_average, mask)
+
+
+Model = TypeVar("Model")
+
+
+def convert(model: Model, norm: jbn.Norm | None = None) -> Model:
+    """Returns the model with its modules of type `nnx.BatchNorm` replaced, values kept.
+
+    Args:
+      model: any NNX model, which stays as it is. The result has variables of its own.
+      norm: the method, whose own options (axis, axis_name, epsilon, dtype, ...) hold instead of the
+        module's; the modules become `Norm`. By default they become `BatchNorm` with the same
+        fields.
+
+    Raises:
+      ValueError: a module has a scale or bias and the norm has none, or the other way round.
+    """
+
+    def replace(path, node):
+        if type(node) is not nnx.BatchNorm:
+            return node
+        if norm is None:
+            options = {name: getattr(node, name) for name in _SHARED_FIELDS}
+            new = BatchNorm(node.num_features, rngs=nnx.Rngs(0), **options)
+        else:
+            new = Norm(norm, node.num_features, use_running_average=node.use_running_average)
+            params = jbn.BatchNormParams(node.scale, node.bias)
+            flax_fields.require_same_params(path, params, jbn.BatchNormParams(new.scale, new.bias))
+        for name in ("mean", "var", "scale", "bias"):
+            if getattr(node, name) is not None:
+                setattr(new, name, getattr(node, name))
+        return new
+
+    return nnx.recursive_map(replace, nnx.clone(model))
+
+
+_SHARED_FIELDS = (
+    *("use_running_average", "axis", "momentum", "epsilon", "dtype", "param_dtype", "use_bias"),
+    *("use_scale", "axis_name", "axis_index_groups"),
+)
 
 
 def _read(module, name) -> Any:

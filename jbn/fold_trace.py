@@ -1,0 +1,108 @@
+"""Finds out which linear layer feeds which norm of a model, from a trace of it.
+
+The front ends mark the outputs of linear layers and the inputs of norms while the model is traced.
+A norm can be folded if its marked input is the marked output of a layer, and nothing else uses
+either that output or the layer's kernel.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Jaxpr, JaxprEqn, Var, subjaxprs
+
+Kind = Literal["layer", "norm"]
+
+
+class Traced(NamedTuple):
+    """What a trace says of the norms.
+
+    Attributes:
+      layers: by norm, the layer into which it can be folded.
+      refused: by norm, why it can be folded into none.
+    """
+
+    layers: dict[str, str]
+    refused: dict[str, str]
+
+
+def mark(x: jax.Array, kind: Kind, name: str) -> jax.Array:
+    """Returns `x`, marked as the output of a linear layer or the input of a norm."""
+    return checkpoint_name(x, _tag(kind) + name)
+
+
+def trace(model: Callable[[Any], Any], variables: Any, kernel: Callable[[Any, str], Any]) -> Traced:
+    """Traces `model(variables)` and finds the layer of each norm.
+
+    Args:
+      model: marks its arrays by `mark`.
+      variables: a pytree of arrays.
+      kernel: `kernel(variables, layer)` picks the kernel of a layer out of the variables.
+    """
+    jaxpr = jax.make_jaxpr(model)(variables).jaxpr
+    uses = _uses(jaxpr)
+    variable_uses = jax.tree.unflatten(
+        jax.tree.structure(variables), [uses[var] for var in jaxpr.invars]
+    )
+    sources, layer_calls = defaultdict(list), Counter()
+    for inner in _all_jaxprs(jaxpr):
+        uses = _uses(inner)
+        layer_of = {eqn.outvars[0]: name for eqn, name in _marked(inner, "layer")}
+        layer_calls.update(layer_of.values())
+        for eqn, norm in _marked(inner, "norm"):
+            source = eqn.invars[0]
+            sources[norm].append((layer_of.get(source), uses[source]))
+
+    def refusal(calls) -> str | None:
+        layer, output_uses = calls[0]
+        if len(calls) > 1:
+            return "it is called more than once"
+        if layer is None:
+            return "its input is not, unchanged, the output of a linear layer"
+        if output_uses > 1:
+            return f"the output of {layer!r} is used elsewhere as well"
+        if layer_calls[layer] > 1 or kernel(variable_uses, layer) > 1:
+            return f"{layer!r} or its kernel is used elsewhere as well"
+        return None
+
+    refused = {norm: why for norm, calls in sources.items() if (why := refusal(calls))}
+    layers = {norm: calls[0][0] for norm, calls in sources.items() if norm not in refused}
+    return Traced(layers, refused)
+
+
+def require_all_folded(refused: dict[str, str]) -> None:
+    """Checks that no norm was refused.
+
+    Raises:
+      ValueError: one was.
+    """
+    if refused:
+        reasons = "".join(f"\n  {norm}: {why}." for norm, why in refused.items())
+        raise ValueError(
+            f"{len(refused)} norms cannot be folded; strict=False leaves them as they are.{reasons}"
+        )
+
+
+def _tag(kind: Kind) -> str:
+    return f"jbn.fold {kind} "
+
+
+def _marked(jaxpr: Jaxpr, kind: Kind) -> Iterator[tuple[JaxprEqn, str]]:
+    for eqn in jaxpr.eqns:
+        name = str(eqn.params.get("name"))
+        if eqn.primitive.name == "name" and name.startswith(_tag(kind)):
+            yield eqn, name.removeprefix(_tag(kind))
+
+
+def _uses(jaxpr: Jaxpr) -> Counter[Var]:
+    """How often each variable of the program is read or returned."""
+    reads = [*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars]
+    return Counter(atom for atom in reads if isinstance(atom, Var))
+
+
+def _all_jaxprs(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    yield jaxpr
+    for inner in subjaxprs(jaxpr):
+        yield from _all_jaxprs(inner)

@@ -1,0 +1,409 @@
+"""Folded layers and models do what they did before, and what cannot be folded is refused."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+import jbn
+import jbn.linen
+import jbn.nnx
+from experiments.models import ResNet20
+from jbn import linen_fold, nnx_fold
+from tests.test_moments import data
+
+X = data((4, 6, 6, 4), mean=1)
+VALUES = {
+    "mean": lambda shape, seed: data(shape, seed),
+    "var": lambda shape, seed: np.exp(data(shape, seed)),
+    "scale": lambda shape, seed: data(shape, seed, 2),
+    "bias": lambda shape, seed: data(shape, seed),
+}
+"""What training might have left in a norm's vectors."""
+
+
+def trained(tree):
+    """Returns the tree with other values in the vectors of its norms."""
+
+    def change(path, leaf):
+        name = getattr(path[-1], "key", getattr(path[-1], "name", None))
+        make = VALUES.get(name)
+        return leaf if make is None else make(leaf.shape, len(str(path))).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(change, tree)
+
+
+def dense(x, kernel):
+    return x @ kernel
+
+
+def conv(x, kernel, **options):
+    options = {"window_strides": (1, 1), "padding": "SAME"} | options
+    return lax.conv_general_dilated(
+        x, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape", "axis"),
+    [
+        (dense, (4, 5), -1),
+        (lambda x, kernel: jnp.tensordot(x, kernel, 1), (4, 2, 5), (-2, -1)),
+        (conv, (3, 3, 4, 5), -1),
+        (partial(conv, window_strides=(2, 1), rhs_dilation=(1, 2)), (3, 2, 4, 5), -1),
+        (partial(conv, feature_group_count=2), (3, 3, 2, 6), -1),
+        (partial(conv, feature_group_count=4), (3, 3, 1, 8), -1),
+        (partial(lax.conv_transpose, strides=(2, 2), padding="SAME"), (3, 3, 4, 5), -1),
+        (
+            partial(lax.conv_transpose, strides=(2, 2), padding="SAME", transpose_kernel=True),
+            (3, 3, 5, 4),
+            -2,
+        ),
+        (
+            partial(conv, lhs_dilation=(2, 2), padding=[(1, 2)] * 2, feature_group_count=2),
+            (3, 3, 2, 6),
+            -1,
+        ),
+    ],
+    ids=[
+        *("dense", "two-axes", "conv", "strided-dilated", "grouped", "depthwise"),
+        *("transposed", "transposed-kernel", "transposed-grouped"),
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_a_folded_layer_equals_the_layer_and_its_norm(layer, shape, axis, use_bias):
+    axes = np.atleast_1d(axis)
+    features = tuple(shape[a] for a in axes)
+    norm = jbn.batch_norm(epsilon=1e-3, axis=tuple(range(-len(axes), 0)))
+    params, state = trained(norm.init(features))
+    params, state = jax.tree.map(lambda a: a.astype(np.float64), (params, state))
+    kernel = data(shape, 5, dtype=np.float64)
+    bias = data(features, 6, dtype=np.float64) if use_bias else None
+    x = X.astype(np.float64)
+    y = norm.infer(params, state, layer(x, kernel) + (0.0 if bias is None else bias))
+    kernel, bias = jax.jit(jbn.fold, static_argnums=(0,), static_argnames="axis")(
+        partial(norm.infer, params, state), kernel, bias, axis=axis
+    )
+    np.testing.assert_allclose(layer(x, kernel) + bias, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_torch_fuses_to_the_same_weights(transpose, use_bias):
+    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+    norm = jbn.batch_norm()
+    params, state = trained(norm.init(5))
+    kernel = data((4, 5, 3, 3) if transpose else (5, 4, 3, 3), 5)
+    bias = data(5, 6) if use_bias else None
+    tensors = [torch.from_numpy(a) if a is not None else None for a in (kernel, bias)]
+    vectors = [torch.from_numpy(np.array(a)) for a in (state.mean, state.var)]
+    learned = [torch.from_numpy(np.array(a)) for a in params]
+    fused = fuse_conv_bn_weights(*tensors, *vectors, 1e-5, *learned, transpose)
+    folded = jbn.fold(partial(norm.infer, params, state), kernel, bias, axis=int(transpose))
+    for ours, theirs in zip(folded, fused, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        jbn.batch_norm(use_scale=False),
+        jbn.batch_norm(use_bias=False),
+        jbn.batch_renorm(),
+        jbn.running_batch_norm(),
+        jbn.frozen(jbn.ghost_batch_norm(group_size=2)),
+    ],
+    ids=["no scale", "no bias", "renorm", "running", "frozen ghost"],
+)
+def test_any_norm_folds(norm):
+    params, state = trained(norm.init(5))
+    x, kernel = X[:, 0, 0], data((4, 5), 5)
+    infer = partial(norm.infer, params, state)
+    new_kernel, bias = jbn.fold(infer, kernel)
+    np.testing.assert_allclose(x @ new_kernel + bias, infer(x @ kernel), rtol=1e-5, atol=1e-5)
+
+
+def test_a_narrow_kernel_is_folded_in_float32_and_stays_narrow():
+    norm = jbn.batch_norm()
+    params, state = trained(norm.init(5))
+    infer = partial(norm.infer, params, state)
+    kernel = jnp.asarray(data((4, 5), 5)).astype(jnp.bfloat16)
+    bias = jnp.asarray(data(5, 6))
+    narrow, wide = jbn.fold(infer, kernel, bias), jbn.fold(infer, kernel.astype(jnp.float32), bias)
+    assert [a.dtype for a in narrow] == [jnp.bfloat16, jnp.float32]
+    np.testing.assert_array_equal(narrow[0], wide[0].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(narrow[1], wide[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((jnp.ones((4, 5), jnp.int32),), TypeError, "int32"),
+        ((jnp.ones((4, 5)), jnp.ones(4)), ValueError, r"bias has shape \(4,\)"),
+        ((jnp.ones((5, 4)),), ValueError, r"mean has shape \(5,\)"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(arguments, error, words):
+    norm = jbn.batch_norm()
+    with pytest.raises(error, match=words):
+        jbn.fold(partial(norm.infer, *norm.init(5)), *arguments)
+
+
+def assert_close(y, wanted):
+    """Equal within 1e-5, small values within 1e-5 of the largest one."""
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def linen_pair(model, x=X, **options):
+    """Outputs of a trained Linen model before and after folding, and what was folded."""
+    variables = trained(jax.jit(model.init)(jax.random.key(0), x))
+    folded = linen_fold.fold(model, variables, x, **options)
+    before, after = jax.jit(model.apply), jax.jit(folded.apply)
+    return before(variables, x), after(folded.variables, x), folded
+
+
+def test_a_linen_resnet20_without_its_norms_is_the_same():
+    model = ResNet20(10, jbn.batch_norm(), jnp.dtype(jnp.float32))
+    x = data((2, 16, 16, 3))
+    variables = trained(jax.jit(partial(model.init, train=False))(jax.random.key(0), x))
+    folded = linen_fold.fold(model, variables, x, False)
+    assert (len(folded.layers), folded.kept) == (19, {})
+    assert "batch_stats" not in folded.variables
+    wanted = jax.jit(lambda v: model.apply(v, x, False))(variables)
+    y = jax.jit(lambda v: folded.apply(v, x, False))(folded.variables)
+    assert_close(y, wanted)
+    primitives = str(jax.make_jaxpr(lambda v: folded.apply(v, x, False))(folded.variables))
+    assert "rsqrt" not in primitives
+
+
+class Stack(nn.Module):
+    """Every kind of layer, each with a norm."""
+
+    norm: Any
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        options: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype}
+        for layer in (
+            nn.Conv(6, (3, 3), 2, feature_group_count=2, padding="CIRCULAR", **options),
+            nn.ConvTranspose(5, (3, 3), (2, 2), **options),
+            nn.ConvTranspose(4, (3, 3), transpose_kernel=True, **options),
+            nn.remat(Pair)(self.norm),
+            nn.Dense(7, **options),
+        ):
+            x = nn.relu(self.norm(use_running_average=True)(layer(x)))
+        return x
+
+
+class Pair(nn.Module):
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.norm(use_running_average=True)(nn.Conv(3, (1, 1))(x))
+        return nn.Conv(3, (1, 1), name="last")(x)
+
+
+@pytest.mark.parametrize(
+    ("norm", "use_bias"),
+    [
+        (jbn.linen.BatchNorm, True),
+        (nn.BatchNorm, False),
+        (partial(jbn.linen.Norm, jbn.batch_norm()), False),
+    ],
+    ids=["jbn", "flax", "Norm"],
+)
+def test_every_kind_of_linen_layer_and_norm(norm, use_bias):
+    wanted, y, folded = linen_pair(Stack(norm, use_bias), strict=False)
+    # The norm after the rematerialised block is fed by a layer inside of it.
+    assert len(folded.layers) == 5
+    assert len(folded.kept) == 1
+    assert_close(y, wanted)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32])
+def test_a_linen_model_in_bfloat16_keeps_its_dtypes(dtype):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(5, use_bias=False, dtype=jnp.bfloat16)(x)
+            return nn.BatchNorm(use_running_average=True, dtype=dtype)(x)
+
+    with jax.numpy_dtype_promotion("standard"):  # Flax's.
+        wanted, y, folded = linen_pair(Model())
+    assert y.dtype == wanted.dtype == (dtype or jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(folded.variables)} == {np.dtype(np.float32)}
+    y, wanted = (np.asarray(a, np.float32) for a in (y, wanted))
+    np.testing.assert_allclose(y, wanted, rtol=0.02, atol=0.02 * np.abs(wanted).max())
+
+
+class Unfoldable(nn.Module):
+    """One norm that cannot be folded, for the reason that `case` names."""
+
+    case: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        conv, dense = nn.Conv(4, (3, 3)), nn.Dense(4, use_bias=False)
+        norm = jbn.linen.BatchNorm(use_running_average=not train)
+        match self.case:
+            case "before the layer":
+                return conv(norm(x))
+            case "something between":
+                return norm(nn.relu(conv(x)))
+            case "output used twice":
+                y = conv(x)
+                return norm(y) + y
+            case "output returned":
+                y = conv(x)
+                return norm(y), y
+            case "norm used twice":
+                return norm(dense(norm(conv(x))))
+            case "layer used twice":
+                return norm(dense(dense(x)))
+            case "kernel used elsewhere":
+                return norm(dense(x)) @ dense.variables["params"]["kernel"].T
+            case "masked":
+                return norm(conv(x), mask=jnp.ones((4, 6, 6, 1), bool))
+            case "another axis":
+                return jbn.linen.BatchNorm(use_running_average=True, axis=1)(conv(x))
+            case "flax on another axis":
+                return nn.BatchNorm(use_running_average=True, axis=1)(conv(x))
+            case "stacked":
+                layers = nn.scan(
+                    Layer, {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=3
+                )
+                return layers()(x, None)[0]
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return jbn.linen.BatchNorm(use_running_average=True)(nn.Dense(4)(x)), None
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("before the layer", "not, unchanged, the output of a linear layer"),
+        ("something between", "not, unchanged, the output of a linear layer"),
+        ("output used twice", "output of 'Conv_0' is used elsewhere"),
+        ("output returned", "output of 'Conv_0' is used elsewhere"),
+        ("norm used twice", "called more than once"),
+        ("layer used twice", "'Dense_0' or its kernel is used elsewhere"),
+        ("kernel used elsewhere", "'Dense_0' or its kernel is used elsewhere"),
+        ("masked", "with a mask"),
+        ("another axis", "not fit the features of 'Conv_0'"),
+        ("flax on another axis", "not fit the features of 'Conv_0'"),
+        ("stacked", "not fit the features of 'ScanLayer_0/Dense_0'"),
+    ],
+)
+def test_what_is_not_foldable_is_refused_or_kept(case, words):
+    model = Unfoldable(case)
+    variables = trained(jax.jit(model.init)(jax.random.key(0), X))
+    with pytest.raises(ValueError, match=words):
+        linen_fold.fold(model, variables, X)
+    wanted, y, folded = linen_pair(model, strict=False)
+    assert (len(folded.layers), len(folded.kept)) == (0, 1)
+    jax.tree.map(np.testing.assert_array_equal, y, wanted)
+    jax.tree.map(np.testing.assert_array_equal, folded.variables, variables)
+
+
+def test_a_linen_model_is_folded_and_applied_in_inference():
+    model = Unfoldable("something between")
+    variables = model.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="training mode"):
+        linen_fold.fold(model, variables, X, train=True)
+
+
+def test_jitted_blocks_notice_that_they_were_folded():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.jit(Layer)()(x, None)[0]
+
+    wanted, y, folded = linen_pair(Model())
+    assert list(folded.layers.values()) == ["JitLayer_0/Dense_0"]
+    assert_close(y, wanted)
+
+
+class NnxStack(nnx.Module):
+    """The NNX layers, each with a norm; the last one is not foldable."""
+
+    def __init__(self, norm, use_bias):
+        rngs = nnx.Rngs(0)
+        options: dict[str, Any] = {"use_bias": use_bias, "rngs": rngs}
+        layers = [
+            nnx.Conv(4, 6, (3, 3), feature_group_count=2, **options),
+            nnx.ConvTranspose(6, 5, (3, 3), (2, 2), **options),
+            nnx.ConvTranspose(5, 4, (3, 3), transpose_kernel=True, **options),
+            nnx.Linear(4, 7, **options),
+        ]
+        self.layers = nnx.List(layers)
+        self.norms = nnx.List([norm(layer.out_features, rngs=rngs) for layer in layers])
+        self.last = norm(7, rngs=rngs)
+
+    def __call__(self, x):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = nnx.relu(norm(layer(x)))
+        return self.last(x)
+
+
+def nnx_norm(num_features, rngs):
+    return jbn.nnx.Norm(jbn.batch_norm(), num_features)
+
+
+@pytest.mark.parametrize(
+    ("norm", "use_bias"), [(jbn.nnx.BatchNorm, True), (nnx.BatchNorm, False), (nnx_norm, False)]
+)
+def test_every_kind_of_nnx_layer_and_norm(norm, use_bias):
+    model = NnxStack(norm, use_bias)
+    nnx.update(model, trained(nnx.state(model)))
+    model.eval()
+    with pytest.raises(ValueError, match="last: its input is not"):
+        nnx_fold.fold(model, X)
+    state = nnx.state(model)
+    folded = nnx_fold.fold(model, X, strict=False)
+    assert list(folded.layers.items()) == [(f"norms/{i}", f"layers/{i}") for i in range(4)]
+    assert list(folded.kept) == ["last"]
+    run = nnx.jit(lambda model, x: model(x))
+    assert_close(run(folded.model, X), run(model, X))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), state)
+
+
+def test_an_nnx_model_is_folded_and_called_in_evaluation_mode():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), jbn.nnx.BatchNorm(3, rngs=rngs))
+    with pytest.raises(ValueError, match="training mode"):
+        nnx_fold.fold(model, X)
+    model.eval()
+    folded = nnx_fold.fold(model, X).model
+    folded.train()
+    with pytest.raises(ValueError, match="training mode"):
+        folded(X)
+
+
+@pytest.mark.parametrize("case", ["shared layer", "output used twice"])
+def test_a_shared_nnx_layer_is_refused(case):
+    class Model(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+            self.norm = jbn.nnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            y = self.layer(x)
+            return self.norm(self.layer(y)) if case == "shared layer" else self.norm(y) + y
+
+    with pytest.raises(ValueError, match=r"'layer'.* is used elsewhere"):
+        nnx_fold.fold(Model(), X)
