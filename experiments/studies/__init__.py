@@ -7,11 +7,14 @@ from experiments.studies import (
     not_iid,
     regularises,
     robust,
+    small_batches,
     smoother,
 )
 from experiments.studies.study import Study
 
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
-    for module in (faster, smoother, regularises, robust, batch_size, estimates, not_iid)
+    for module in (
+        *(faster, smoother, regularises, robust, batch_size, small_batches, estimates, not_iid),
+    )
 }
