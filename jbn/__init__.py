@@ -1,5 +1,7 @@
 """Batch normalization for JAX: pure functions over explicit pytrees."""
 
+from jbn.adapt import adapt as adapt
+from jbn.adapt import adapting as adapting
 from jbn.fold import fold as fold
 from jbn.moments import Moments as Moments
 from jbn.moments import merge as merge
@@ -20,6 +22,8 @@ from jbn.norms.norm import Norm as Norm
 from jbn.norms.renorm import batch_renorm as batch_renorm
 from jbn.norms.running import RunningBatchNormState as RunningBatchNormState
 from jbn.norms.running import running_batch_norm as running_batch_norm
+from jbn.recalibrate import Drift as Drift
+from jbn.recalibrate import recalibrate as recalibrate
 from jbn.running import BatchNormState as BatchNormState
 from jbn.running import corrected_decay as corrected_decay
 from jbn.running import cumulative_decay as cumulative_decay

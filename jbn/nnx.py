@@ -160,7 +160,7 @@ class BatchNorm(nnx.Module):
         params = jbn.BatchNormParams(_read(self, "scale"), _read(self, "bias"))
         # Flax keeps no count, and a constant decay needs none.
         state = running.start(self.num_features)
-        state = state._replace(mean=_read(self, "mean"), var=_read(self, "var"))
+        state = state._replace(**{n: _read(self, n) for n in state._fields if hasattr(self, n)})
         norm = flax_fields.norm_of(self, params, x)
         mask = flax_fields.position_mask(mask, x, self.axis)
         return _call(self, norm, params, state, x, use_running_average, mask)
