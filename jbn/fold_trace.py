@@ -46,10 +46,10 @@ def trace(model: Callable[[Any], Any], variables: Any, kernel: Callable[[Any, st
     variable_uses = jax.tree.unflatten(
         jax.tree.structure(variables), [uses[var] for var in jaxpr.invars]
     )
-    sources, layer_calls = defaultdict(list), Counter()
+    sources, layer_calls = defaultdict[str, list](list), Counter[str]()
     for inner in _all_jaxprs(jaxpr):
         uses = _uses(inner)
-        layer_of = {eqn.outvars[0]: name for eqn, name in _marked(inner, "layer")}
+        layer_of: dict[Any, str] = {eqn.outvars[0]: name for eqn, name in _marked(inner, "layer")}
         layer_calls.update(layer_of.values())
         for eqn, norm in _marked(inner, "norm"):
             source = eqn.invars[0]
@@ -96,7 +96,7 @@ def _marked(jaxpr: Jaxpr, kind: Kind) -> Iterator[tuple[JaxprEqn, str]]:
             yield eqn, name.removeprefix(_tag(kind))
 
 
-def _uses(jaxpr: Jaxpr) -> Counter[Var]:
+def _uses(jaxpr: Jaxpr) -> Counter[Any]:
     """How often each variable of the program is read or returned."""
     reads = [*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars]
     return Counter(atom for atom in reads if isinstance(atom, Var))

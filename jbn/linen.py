@@ -151,9 +151,7 @@ _interceptors = jax.make_user_context(())
 
 
 @contextlib.contextmanager
-def intercept_calls(
-    functions: Mapping[type[nn.Module], Callable[..., Any]], key: Hashable
-) -> Iterator[None]:
+def intercept_calls(functions: Mapping[Any, Callable[..., Any]], key: Hashable) -> Iterator[None]:
     """Within it, modules of the given types are called through functions.
 
     Args:

@@ -190,8 +190,7 @@ def convert(model: Model, norm: jbn.Norm | None = None) -> Model:
             new = BatchNorm(node.num_features, rngs=nnx.Rngs(0), **options)
         else:
             new = Norm(norm, node.num_features, use_running_average=node.use_running_average)
-            params = jbn.BatchNormParams(node.scale, node.bias)
-            flax_fields.require_same_params(path, params, jbn.BatchNormParams(new.scale, new.bias))
+            flax_fields.require_same_params(path, *map(_params, (node, new)))
         for name in ("mean", "var", "scale", "bias"):
             if getattr(node, name) is not None:
                 setattr(new, name, getattr(node, name))
@@ -204,6 +203,10 @@ _SHARED_FIELDS = (
     *("use_running_average", "axis", "momentum", "epsilon", "dtype", "param_dtype", "use_bias"),
     *("use_scale", "axis_name", "axis_index_groups"),
 )
+
+
+def _params(module: Any) -> Any:
+    return jbn.BatchNormParams(module.scale, module.bias)
 
 
 def _read(module, name) -> Any:

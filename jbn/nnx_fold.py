@@ -57,12 +57,12 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
         norm is used more than once.
     """
     calls: dict[str, _Call] = {}
-    spied = nnx.clone(model)
-    for path, module in nnx.iter_modules(spied):
+    spied: Any = nnx.clone(model)
+    for path, module in _modules(spied).items():
         if type(module) in _LAYERS + _NORMS:
             module.__class__ = _spying(type(module))
-            module.fold_name = _name(path)
-            module.fold_report = functools.partial(calls.__setitem__, _name(path))
+            module.fold_name = path
+            module.fold_report = functools.partial(calls.__setitem__, path)
     graph, state = nnx.split(spied)
     traced = fold_trace.trace(
         lambda state: nnx.merge(graph, state)(*args, **kwargs),
@@ -71,7 +71,7 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
     )
 
     folded, kept, model = {}, dict(traced.refused), nnx.clone(model)
-    modules = {_name(path): module for path, module in nnx.iter_modules(model)}
+    modules = _modules(model)
     for norm, layer in traced.layers.items():
         if calls[norm].masked:
             kept[norm] = "it is called with a mask"
@@ -152,6 +152,10 @@ def _fold_one(norm: Any, call: _Call, layer: Any) -> None:
     layer.kernel[...] = kernel
     layer.bias = nnx.Param(bias)
     layer.use_bias = True
+
+
+def _modules(model: Any) -> dict[str, Any]:
+    return {_name(path): module for path, module in nnx.iter_modules(model)}
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -24,13 +24,14 @@ SOURCE = START._replace(
 )
 
 
-def blended(x, num_source, num_target, mask=None):
+def blended(x, num_source, num_target, mask=None) -> tuple[Any, Any]:
     """mean and variance after (N source + n target) / (N + n), in float64."""
     mean, var, _ = reference.moments(x, mask=mask)
     total = num_source + num_target
-    return tuple(
-        (num_source * np.asarray(source, np.float64) + num_target * target) / total
-        for source, target in ((SOURCE.mean, mean), (SOURCE.var, var))
+    sources = np.asarray(SOURCE.mean, np.float64), np.asarray(SOURCE.var, np.float64)
+    return (
+        (num_source * sources[0] + num_target * mean) / total,
+        (num_source * sources[1] + num_target * var) / total,
     )
 
 
@@ -147,7 +148,7 @@ def test_whole_models_adapt_layer_by_layer():
     variables: Any = model.init(jax.random.key(0), X, False)
     with jbn.linen.replace_batch_norm(), jbn.adapting(3):
         y, updates = model.apply(variables, X, True, mutable=["batch_stats"])
-    wanted = model.apply({**variables, **updates}, X, False)
+    wanted: Any = model.apply({**variables, **updates}, X, False)
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
     mean, var, _ = reference.moments(X)
     stats: Any = updates["batch_stats"]["BatchNorm_0"]
@@ -156,7 +157,9 @@ def test_whole_models_adapt_layer_by_layer():
 
 
 def test_an_nnx_copy_adapts():
-    model = nnx.Sequential(jbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), jnp.tanh, jbn.nnx.Norm(NORM, 3))
+    model: Any = nnx.Sequential(
+        jbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), jnp.tanh, jbn.nnx.Norm(NORM, 3)
+    )
     copy = nnx.clone(model)
     with jbn.adapting(3):
         y = copy(X)

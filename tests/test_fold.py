@@ -1,5 +1,6 @@
 """Folded layers and models do what they did before, and what cannot be folded is refused."""
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ def trained(tree):
 
     def change(path, leaf):
         name = getattr(path[-1], "key", getattr(path[-1], "name", None))
-        make = VALUES.get(name)
+        make = VALUES.get(str(name))
         return leaf if make is None else make(leaf.shape, len(str(path))).astype(leaf.dtype)
 
     return jax.tree.map_with_path(change, tree)
@@ -98,8 +99,7 @@ def test_a_folded_layer_equals_the_layer_and_its_norm(layer, shape, axis, use_bi
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_torch_fuses_to_the_same_weights(transpose, use_bias):
     torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from torch.nn.utils.fusion import fuse_conv_bn_weights
-
+    fusion: Any = importlib.import_module("torch.nn.utils.fusion")
     norm = jbn.batch_norm()
     params, state = trained(norm.init(5))
     kernel = data((4, 5, 3, 3) if transpose else (5, 4, 3, 3), 5)
@@ -107,7 +107,7 @@ def test_torch_fuses_to_the_same_weights(transpose, use_bias):
     tensors = [torch.from_numpy(a) if a is not None else None for a in (kernel, bias)]
     vectors = [torch.from_numpy(np.array(a)) for a in (state.mean, state.var)]
     learned = [torch.from_numpy(np.array(a)) for a in params]
-    fused = fuse_conv_bn_weights(*tensors, *vectors, 1e-5, *learned, transpose)
+    fused = fusion.fuse_conv_bn_weights(*tensors, *vectors, 1e-5, *learned, transpose)
     folded = jbn.fold(partial(norm.infer, params, state), kernel, bias, axis=int(transpose))
     for ours, theirs in zip(folded, fused, strict=True):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-6, atol=1e-6)

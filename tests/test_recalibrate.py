@@ -19,7 +19,7 @@ from jbn import nnx_recalibrate
 from tests import reference
 from tests.test_moments import data
 
-X = data((96, 2, 3), mean=10) * np.float32([1, 2, 3])
+X = data((96, 2, 3), mean=10) * np.array([1, 2, 3], np.float32)
 MASK = data((96, 2), 1) > 0
 MASK[16:32] = False
 CUTS = [[], [48], [8, 24, 32, 80], list(range(2, 96, 2))]
@@ -32,7 +32,7 @@ def train(state, batch, norm=NORM):
     return norm.train(PARAMS, state, x, mask=mask)[1]
 
 
-def cut(at, masked=False):
+def cut(at, masked=False) -> list[tuple[Any, Any]]:
     masks = np.split(MASK, at) if masked else [None] * (len(at) + 1)
     return list(zip(np.split(X, at), masks, strict=True))
 
@@ -274,7 +274,7 @@ class Layer(nn.Module):
 )
 def test_linen_models_keep_their_variables_but_for_mean_and_variance(norm):
     model = Network(norm)
-    variables = model.init(jax.random.key(0), X)
+    variables: Any = model.init(jax.random.key(0), X)
 
     def step(stats, x):
         old = {**variables, "batch_stats": stats}
@@ -297,7 +297,7 @@ def test_linen_models_keep_their_variables_but_for_mean_and_variance(norm):
 
 def test_flax_norms_that_were_not_replaced_are_an_error():
     model = Network(nn.BatchNorm)
-    variables = model.init(jax.random.key(0), X)
+    variables: Any = model.init(jax.random.key(0), X)
 
     def step(stats, x):
         return model.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"])[1][
@@ -308,7 +308,7 @@ def test_flax_norms_that_were_not_replaced_are_an_error():
         jbn.recalibrate(step, variables["batch_stats"], [X])
 
 
-def nnx_model():
+def nnx_model() -> Any:
     rngs = nnx.Rngs(0)
     return nnx.Sequential(
         jbn.nnx.BatchNorm(3, rngs=rngs),
@@ -359,6 +359,8 @@ def test_an_nnx_model_is_as_it_was_after_an_error():
 def test_nnx_calls_may_take_what_they_like():
     model = jbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     nnx_recalibrate.recalibrate(
-        model, cut([48], masked=True), lambda model, b: model(b[0], mask=b[1][..., None])
+        model,
+        cut([48], masked=True),
+        lambda model, batch: model(batch[0], mask=batch[1][..., None]),
     )
     assert_exact(jbn.BatchNormState(model.mean[...], model.var[...], START.count), mask=MASK)
