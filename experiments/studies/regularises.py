@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import RATES, base, change
 from experiments.studies.records import Records, Setting
@@ -69,11 +68,10 @@ def plot(records: Records, caption: str) -> Figure:
     for axis, size in zip(axes, sizes, strict=True):
         arms = _chosen(records.where(images=size))
         for x, (arm, runs) in enumerate(arms.items()):
-            figures.points(axis, x, runs.values("gap"), ARMS[arm][2])
+            figures.points(axis, x, 100 * runs.values("gap"), ARMS[arm][2])
         axis.set_xticks(range(len(arms)), [ARMS[arm][1] for arm in arms], fontsize=8)
-        axis.set(title=f"{size:,} training images", ylabel="training - test accuracy")
+        axis.set(title=f"{size:,} training images", ylabel="training - test accuracy (points)")
         axis.set_ylim(bottom=0)
-        percent(axis)
     return figure
 
 
