@@ -84,7 +84,7 @@ def answer(records: Records) -> str:
         smaller = difference(gaps["none"], gaps["batch 64"], relevant=0.005)
         parts.append(
             f"**With {size:,} training images, a smaller gap with batch norm (of 64) than without: "
-            f"{smaller.verdict}.** {_points(smaller)}. {_noise(gaps)}"
+            f"{smaller.verdict}.** It is {_points(smaller)}. {_noise(gaps)}"
         )
         for arm, runs in arms.items():
             cells = [f"{spread(runs.values(n)):.1%}" for n in ("train_accuracy", "accuracy", "gap")]
@@ -111,8 +111,8 @@ def _noise(gaps: dict[str, np.ndarray]) -> str:
 
 def _points(change: Difference) -> str:
     return (
-        f"smaller by {100 * change.mean:.1f} points (95% interval {100 * change.low:.1f} to "
-        f"{100 * change.high:.1f})"
+        f"smaller by {100 * change.mean:.1f} points (95% interval {100 * change.low:.1f} to"
+        f" {100 * change.high:.1f})"
     )
 
 

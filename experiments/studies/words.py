@@ -44,37 +44,7 @@ class Difference(NamedTuple):
     relevant: float
 
     @property
-    def verdict(self) -> Verdict:
-        """Whether there is a relevant difference: yes, no, or too little data to tell."""
-        if self.low > 0 and self.mean >= self.relevant:
-            return "held"
-        return "did not hold" if self.high < self.relevant else "unclear"
-
-    def __format__(self, spec: str) -> str:
-        return f"{self.mean:+{spec}} (95% interval {self.low:+{spec}} to {self.high:+{spec}})"
-
-
-def difference(more: ArrayLike, less: ArrayLike, relevant: float) -> Difference:
-    """Returns mean(more) - mean(less) with its uncertainty; of single values it is unlimited."""
-    more, less = np.asarray(more, float), np.asarray(less, float)
-    mean = more.mean() - less.mean()
-    if min(len(more), len(less)) < 2:
-        return Difference(mean, -np.inf, np.inf, relevant)
-    if np.ptp(more) == 0 == np.ptp(less):
-        return Difference(mean, mean, mean, relevant)
-    interval = stats.ttest_ind(more, less, equal_var=False).confidence_interval()
-    return Difference(mean, interval.low, interval.high, relevant)
-
-
-def verdict(differences: Iterable[Difference]) -> Verdict:
-    """Returns the verdict on a claim of several differences, all of which have to hold."""
-    verdicts = {d.verdict for d in differences}
-    if "did not hold" in verdicts:
-        return "did not hold"
-    return "unclear" if "unclear" in verdicts else "held"
-
-
-def listed(items: Iterable[str]) -> str:
+    def listed(items: Iterable[str]) -> str:
     """Returns the items as in a sentence: a, b and c."""
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
