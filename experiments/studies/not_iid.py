@@ -99,8 +99,8 @@ def _with_few(records: Records, count: int) -> str:
         sentences.append(
             f"**{_classes(count)} in a batch, batch norm is worse: {loss.verdict}.** Against mixed"
             f" batches it loses {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f} to"
-            f" {100 * loss.high:.1f}). Without a norm {100 * loss_without.mean:.1f} points are lost,"
-            " since such batches mislead the optimizer too."
+            f" {100 * loss.high:.1f}). Without a norm {100 * loss_without.mean:.1f} points are"
+            " lost, for such batches mislead the optimizer too."
         )
     sentences.append(
         f"Batch norm is right on {spread(inference):.1%} of the test images by running"

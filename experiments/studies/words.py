@@ -44,7 +44,32 @@ class Difference(NamedTuple):
     relevant: float
 
     @property
-    def listed(items: Iterable[str]) -> str:
+    def verdict(self) -> Verdict:
+        """Whether there is a relevant difference: yes, no, or too little data to tell."""
+        if self.low > 0 and self.mean >= self.relevant:
+            return "held"
+        return "did not hold" if self.high < self.relevant else "unclear"
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:+{spec}} (95% interval {self.low:+{spec}} to {self.high:+{spec}})"
+
+
+def difference(more: ArrayLike, less: ArrayLike, relevant: float) -> Difference:
+    """Returns mean(more) - mean(less) with its uncertainty; of single values it is unlimited."""
+    more, less = np.asarray(more, float), np.asarray(less, float)
+    mean = more.mean() - less.mean()
+    if min(len(more), len(less)) < 2:
+        return Difference(mean, -np.inf, np.inf, relevant)
+    errors = np.array([sample.var(ddof=1) / len(sample) for sample in (more, less)])
+    if errors.sum() == 0:
+        return Difference(mean, mean, mean, relevant)
+    degrees = np.array([len(more), len(less)]) - 1
+    freedom = errors.sum() ** 2 / (errors**2 / degrees).sum()
+    reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(errors.sum()))
+    return Difference(mean, mean - reach, mean + reach, relevant)
+
+
+def listed(items: Iterable[str]) -> str:
     """Returns the items as in a sentence: a, b and c."""
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
