@@ -5,6 +5,7 @@ from experiments.studies import (
     estimates,
     faster,
     not_iid,
+    real_time,
     regularises,
     robust,
     small_batches,
@@ -15,6 +16,7 @@ from experiments.studies.study import Study
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
-        *(faster, smoother, regularises, robust, batch_size, small_batches, estimates, not_iid),
+        *(faster, smoother, regularises, robust, batch_size, small_batches, estimates, real_time),
+        not_iid,
     )
 }

@@ -71,7 +71,7 @@ def plot(records: Records, caption: str) -> Figure:
             color = figures.depth_color(layer, values.shape[1])
             figures.band(axis, sizes, values[:, layer], f"layer {layer + 1}", color, log=True)
         guide = values[:, :, 0].mean() / np.sqrt(sizes)
-        axis.plot(sizes, guide, "k--", linewidth=1, label="1 / sqrt(images)")
+        axis.plot(sizes, guide, "k--", linewidth=1, label="as 1 / sqrt(images)")
         axis.set(yscale="log", xlabel="images in the batch")
         axis.legend(fontsize=8)
     axes[0].set(title="mean of the batch", ylabel="error, in standard deviations")
@@ -80,13 +80,14 @@ def plot(records: Records, caption: str) -> Figure:
         label, color = figures.METHODS[norm]
         arm = timed.where(norm=norm)
         rates = [arm.where(size=size).values("images_per_second") for size in arm.labels("size")]
-        figures.band(axes[2], arm.labels("size"), np.transpose(rates), label, color, log=True)
+        figures.band(axes[2], arm.labels("size"), np.transpose(rates), label, color)
     axes[2].set(title="training", ylabel="images per second", xlabel="images in the batch")
-    axes[2].set(yscale="log")
+    axes[2].set_ylim(bottom=0)
     axes[2].legend()
     figures.powers_of_two(axes[0], sizes)
     figures.powers_of_two(axes[1], sizes)
     figures.powers_of_two(axes[2], timed.labels("size"))
+    axes[2].tick_params("x", labelsize=9)
     return figure
 
 
@@ -108,6 +109,8 @@ def answer(records: Records) -> str:
     # A mean over k independent values is off by 1 / sqrt(k).
     worth = [spread(1 / mean[:, layer, 0] ** 2) for layer in range(mean.shape[1])]
     positions = errors[0].result["positions"]
+    beyond = any(w.mean - w.std > p for w, p in zip(worth, positions, strict=True))
+    more = ", more than its positions where these cancel in the mean" if beyond else ""
     counts = [f"{w:.0f} (of {p} positions)" for w, p in zip(worth, positions, strict=True)]
     parts = [
         (
@@ -116,7 +119,7 @@ def answer(records: Records) -> str:
             f" {slopes['mean']:.2f} for the mean and {slopes['variance']:.2f} for the variance"
             " (-0.5 by that law), so four times the batch halves the error. Over the layers,"
             f" {listed(examples)}. Layer by layer an image counts as much as {listed(counts)}"
-            " independent values."
+            f" independent values{more}."
         ),
         *_throughput(timed),
     ]

@@ -190,8 +190,8 @@ def _more_reach(more: Records, fewer: Records) -> str:
         return "did not hold" if len(more) > 2 else "unclear"
     counts = [[np.isfinite(arm.values("steps")).sum() for arm in (more, fewer)]]
     counts.append([len(arm) - hits for arm, hits in zip((more, fewer), counts[0], strict=True)])
-    _, probability = stats.fisher_exact(counts)
-    sure = float(probability) < 0.05
+    probability: Any = stats.fisher_exact(counts)[1]
+    sure = probability < 0.05
     return "unclear" if not sure else "held" if a > b else "did not hold"
 
 

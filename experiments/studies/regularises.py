@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import RATES, base, change
 from experiments.studies.records import Records, Setting
@@ -69,11 +68,10 @@ def plot(records: Records, caption: str) -> Figure:
     for axis, size in zip(axes, sizes, strict=True):
         arms = _chosen(records.where(images=size))
         for x, (arm, runs) in enumerate(arms.items()):
-            figures.points(axis, x, runs.values("gap"), ARMS[arm][2])
+            figures.points(axis, x, 100 * runs.values("gap"), ARMS[arm][2])
         axis.set_xticks(range(len(arms)), [ARMS[arm][1] for arm in arms], fontsize=8)
-        axis.set(title=f"{size:,} training images", ylabel="training - test accuracy")
+        axis.set(title=f"{size:,} training images", ylabel="training - test accuracy (points)")
         axis.set_ylim(bottom=0)
-        percent(axis)
     return figure
 
 
@@ -86,7 +84,7 @@ def answer(records: Records) -> str:
         smaller = difference(gaps["none"], gaps["batch 64"], relevant=0.005)
         parts.append(
             f"**With {size:,} training images, a smaller gap with batch norm (of 64) than without: "
-            f"{smaller.verdict}.** {_points(smaller)}. {_noise(gaps)}"
+            f"{smaller.verdict}.** It is {_points(smaller)}. {_noise(gaps)}"
         )
         for arm, runs in arms.items():
             cells = [f"{spread(runs.values(n)):.1%}" for n in ("train_accuracy", "accuracy", "gap")]
@@ -113,8 +111,8 @@ def _noise(gaps: dict[str, np.ndarray]) -> str:
 
 def _points(change: Difference) -> str:
     return (
-        f"smaller by {100 * change.mean:.1f} points (95% interval {100 * change.low:.1f} to "
-        f"{100 * change.high:.1f})"
+        f"smaller by {100 * change.mean:.1f} points (95% interval {100 * change.low:.1f} to"
+        f" {100 * change.high:.1f})"
     )
 
 

@@ -62,9 +62,9 @@ def plot(records: Records, caption: str) -> Figure:
             label, color = figures.METHODS[method]
             figures.band(axis, sizes, _values(at_rate, method, sizes, "accuracy"), label, color)
         label, color = figures.METHODS["batch"]
-        dotted = {"linestyle": ":", "marker": ""}
+        label = f"{label}, in training"
         values = _values(at_rate, "batch", sizes, "in_training")
-        figures.band(axis, sizes, values, f"{label}, in training", color, **dotted)
+        figures.band(axis, sizes, values, label, color, linestyle=":", marker="")
         figures.powers_of_two(axis, sizes)
         axis.set(title=f"learning rate {rate:g}", xlabel="images in a batch", ylim=(0, 1.02))
         percent(axis)
