@@ -288,7 +288,7 @@ def test_statistics_are_read_in_float32_or_wider():
     arrays, arguments = convert.write("flax", train(layer_of(), range(3)))
     half = {name: array.astype(jnp.bfloat16) for name, array in arrays.items()}
     layer = convert.read("flax", half, **arguments)
-    assert {leaf.dtype for leaf in layer.params} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(layer.params)} == {jnp.dtype(jnp.bfloat16)}
     assert layer.state.mean.dtype == layer.state.var.dtype == jnp.float32
 
 

@@ -85,8 +85,8 @@ def test_groups_do_not_depend_on_the_number_of_shards(group_size, check_vma):
     )
     compiled = jax.jit(f).lower(X, DY, MASK).compile()
     assert_close(compiled(X, DY, MASK), one_device(group_size))
-    # Forward, backward, and the sum of the scale's gradients.
-    assert compiled.as_text().count(" all-reduce(") <= 3
+    # Forward, and backward together with the sum of the scale's gradients.
+    assert (compiled.as_text() or "").count(" all-reduce(") == 2
 
 
 def summed(norm, check_vma, x, dy, mask):

@@ -29,7 +29,7 @@ def test_differences_name_what_changed():
 def test_a_norm_is_what_its_configuration_says():
     assert NormConfig("none").make() is None
     norm = NormConfig(scale=False).make()
-    assert norm is not None
+    assert isinstance(norm, jbn.Norm)
     params, _ = norm.init(3)
     assert params.scale is None
     assert isinstance(params, jbn.BatchNormParams)
