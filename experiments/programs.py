@@ -30,7 +30,7 @@ class Programs:
     def __init__(self, config: Config, dataset: Dataset, mesh: Mesh):
         self._images = jax.device_put(dataset[:4], NamedSharding(mesh, PartitionSpec()))
         normalise = normaliser(dataset.train_images, config.data.gain)
-        self._jit = partial(jit, config, dataset.classes, mesh, normalise)
+        self._jit = partial(jit_learner, config, dataset.classes, mesh, normalise)
         placed = Dataset(*self._images, classes=dataset.classes, variant=dataset.variant)
         self.learner = make_learner(config, placed, mesh, normalise)
         self.seconds = 0.0
@@ -51,7 +51,7 @@ class Programs:
         return self._jit(name).eval_shape(self._images, *arguments)
 
 
-def jit(
+def jit_learner(
     config: Config,
     classes: tuple[str, ...],
     mesh: Mesh,

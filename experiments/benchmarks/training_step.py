@@ -18,7 +18,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.targets import Target, devices
 from experiments.config import Config
 from experiments.configs import PRESETS
-from experiments.programs import jit
+from experiments.programs import jit_learner
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
@@ -75,8 +75,8 @@ def measure(
     noise = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
     normalise = normaliser(noise, config.data.gain)
     classes = tuple("0123456789")
-    state = jit(config, classes, mesh, normalise, "init").eval_shape(images)
-    step = jit(config, classes, mesh, normalise, "train", static=(1,))
+    state = jit_learner(config, classes, mesh, normalise, "init").eval_shape(images)
+    step = jit_learner(config, classes, mesh, normalise, "train", static=(1,))
     program = programs.read(step.lower(images, state).compile())
     paths = [path for path, _ in jax.tree.leaves_with_path(state.batch_stats)]
     return {
