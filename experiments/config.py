@@ -48,6 +48,8 @@ class ModelConfig:
     """Number of convolutions; small only."""
     activation: Literal["relu", "sigmoid"] = "relu"
     """Small only."""
+    norm_place: Literal["before", "behind"] = "before"
+    """Where norms stand to activations; small only."""
 
 
 @dataclass(frozen=True)

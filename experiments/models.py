@@ -74,10 +74,14 @@ class SmallCNN(nn.Module):
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
         activation = {"relu": nn.relu, "sigmoid": nn.sigmoid}[self.config.activation]
+        conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
         half = self.config.depth // 2
         for index in range(self.config.depth):
             features = self.config.width * (1 if index < half else 2)
-            x = activation(ConvNorm(features, self.norm, self.dtype)(x, train, mask))
+            if self.config.norm_place == "before":
+                x = activation(conv(features)(x, train, mask))
+            else:
+                x = conv(features, between=activation)(x, train, mask)
             if index == half - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = jnp.mean(x, axis=(1, 2))

@@ -84,3 +84,22 @@ def test_whitened_patches_are_uncorrelated():
         images, kernel[..., :12], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     ).reshape(-1, 12)
     np.testing.assert_allclose(y.T @ y / len(y), np.eye(12), atol=2e-5)
+
+
+def test_norms_stand_before_or_behind_the_activation():
+    shape = (16, 8, 8, 1)
+    for place in ("before", "behind"):
+        model, _ = init("digits", shape, model=ModelConfig("small", norm_place=place))
+        x = jax.random.normal(jax.random.key(1), shape)
+        _, outputs = model.apply(
+            model.init(jax.random.key(0), x, True),
+            x,
+            True,
+            capture_intermediates=True,
+            mutable=["batch_stats", "intermediates"],
+        )
+        captured = outputs["intermediates"]["ConvNorm_0"]
+        (normalised,), (convolved,) = captured["__call__"], captured["Conv_0"]["__call__"]
+        through = jax.nn.relu(convolved) if place == "behind" else convolved
+        expected = (through - through.mean((0, 1, 2))) / jnp.sqrt(through.var((0, 1, 2)) + 1e-5)
+        np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-4)
