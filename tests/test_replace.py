@@ -25,7 +25,7 @@ class LinenModel(nn.Module):
         x = nn.Dense(5)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.8)(x))
         x = nn.Dense(4)(x)
-        norm = nn.BatchNorm(use_scale=False, epsilon=1e-3, axis=(1, 2), name="last")
+        norm = nn.BatchNorm(use_scale=False, epsilon=1e-3, axis=1, name="last")
         return norm(x, use_running_average=not train)
 
 
@@ -152,7 +152,7 @@ def test_nnx_gives_flaxs_values_gradients_statistics_and_leaves_the_model_alone(
 
 
 def test_nnx_runs_any_method():
-    model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    model: Any = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     model(2 * X)
     norm = jbn.ghost_batch_norm(group_size=4)
     params, state = norm.init(3)

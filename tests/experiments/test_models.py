@@ -1,6 +1,7 @@
 """The networks: published sizes, initial values, norms or none."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def test_norms_stand_before_or_behind_the_activation():
             capture_intermediates=True,
             mutable=["batch_stats", "intermediates"],
         )
-        captured = outputs["intermediates"]["ConvNorm_0"]
+        captured: Any = outputs["intermediates"]["ConvNorm_0"]
         (normalised,), (convolved,) = captured["__call__"], captured["Conv_0"]["__call__"]
         through = jax.nn.relu(convolved) if place == "behind" else convolved
         expected = (through - through.mean((0, 1, 2))) / jnp.sqrt(through.var((0, 1, 2)) + 1e-5)
