@@ -39,7 +39,7 @@ class AugmentConfig:
 class ModelConfig:
     """Which network."""
 
-    name: Literal["small", "airbench", "resnet20"] = "small"
+    name: Literal["small", "strided", "airbench", "resnet20"] = "small"
     widths: tuple[int, int, int] = (64, 256, 256)
     """Channels of the three groups; airbench only."""
     width: int = 32
@@ -48,8 +48,6 @@ class ModelConfig:
     """Number of convolutions; small only."""
     activation: Literal["relu", "sigmoid"] = "relu"
     """Small only."""
-    norm_place: Literal["before", "behind"] = "before"
-    """Where norms stand to activations; small only."""
 
 
 @dataclass(frozen=True)

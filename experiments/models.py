@@ -28,6 +28,8 @@ def make_model(config: Config, num_classes: int, norm: Norm) -> nn.Module:
     match config.model.name:
         case "small":
             return SmallCNN(num_classes, norm, dtype, config.model)
+        case "strided":
+            return StridedCNN(num_classes, norm, dtype)
         case "airbench":
             return Airbench(num_classes, norm, dtype, config.model.widths)
         case "resnet20":
@@ -74,16 +76,34 @@ class SmallCNN(nn.Module):
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
         activation = {"relu": nn.relu, "sigmoid": nn.sigmoid}[self.config.activation]
-        conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
         half = self.config.depth // 2
         for index in range(self.config.depth):
             features = self.config.width * (1 if index < half else 2)
-            if self.config.norm_place == "before":
-                x = activation(conv(features)(x, train, mask))
-            else:
-                x = conv(features, between=activation)(x, train, mask)
+            x = activation(ConvNorm(features, self.norm, self.dtype)(x, train, mask))
             if index == half - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class StridedCNN(nn.Module):
+    """The CNN of fast.ai's course (2019, notebook 07_batchnorm): norms behind the activations.
+
+    Convolutions of 8, 16, 32 and 32 channels, of which the last ones halve the image down to 2x2.
+    """
+
+    num_classes: int
+    norm: Norm
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Returns logits of images [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
+        widths, halvings = (8, 16, 32, 32), int(np.log2(x.shape[1])) - 1
+        conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype, between=nn.relu)
+        for index, width in enumerate(widths):
+            strides = 2 if index >= len(widths) - halvings else 1
+            x = conv(width, strides=strides)(x, train, mask)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 

@@ -15,22 +15,26 @@ from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits
 from experiments.studies.words import difference, listed, spread, table
 
+_NETWORKS = {
+    "strided": "strided convolutions, norms behind activations",
+    "small": "pooled convolutions, norms before activations",
+}
 _LAST_IMAGES = 256
 _EPOCHS = 2.0
 _STEADY = ((0.0, 1.0), (1.0, 1.0))
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns each method at each batch size and rate, before and behind the activations."""
+    """Returns each network with each method at each batch size and rate."""
     smoke = scale == "smoke"
     methods = ("batch", "running") if smoke else tuple(figures.METHODS)
     sizes, rates, seeds = ((32,), (0.4,), 1) if smoke else ((2, 8, 32), (0.1, 0.4), 5)
     return [
         Setting(
-            {"place": place, "norm": method, "size": size, "rate": rate, "seed": seed},
+            {"network": network, "norm": method, "size": size, "rate": rate, "seed": seed},
             change(
                 base(scale, "small_batches"),
-                model={"norm_place": place},
+                model={"name": network},
                 norm={"method": method},
                 optimizer={"learning_rate": rate, "momentum": 0.0, "schedule": _STEADY},
                 batch_size=size,
@@ -38,8 +42,8 @@ def settings(scale: Scale) -> list[Setting]:
                 seed=seed,
             ),
         )
-        for place, method, size, rate, seed in product(
-            ("behind", "before"), methods, sizes, rates, range(seeds)
+        for network, method, size, rate, seed in product(
+            _NETWORKS, methods, sizes, rates, range(seeds)
         )
     ]
 
@@ -57,11 +61,11 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws test accuracy against the batch size at each place and rate."""
-    places, rates = records.labels("place"), records.labels("rate")
-    figure, axes = figures.new(len(rates), STUDY.question, caption, rows=len(places))
-    for axis, (place, rate) in zip(axes, product(places, rates), strict=True):
-        here = records.where(place=place, rate=rate)
+    """Draws test accuracy against the batch size for each network and rate."""
+    networks, rates = records.labels("network"), records.labels("rate")
+    figure, axes = figures.new(len(rates), STUDY.question, caption, rows=len(networks))
+    for axis, (network, rate) in zip(axes, product(networks, rates), strict=True):
+        here = records.where(network=network, rate=rate)
         sizes = here.labels("size")
         for method in here.labels("norm"):
             label, color = figures.METHODS[method]
@@ -71,7 +75,7 @@ def plot(records: Records, caption: str) -> Figure:
         values = _values(here, "batch", sizes, "in_training")
         figures.band(axis, sizes, values, label, color, linestyle=":", marker="")
         figures.powers_of_two(axis, sizes)
-        axis.set_title(f"norms {place} the activation, learning rate {rate:g}", fontsize=10)
+        axis.set_title(f"{_NETWORKS[network]}\nlearning rate {rate:g}", fontsize=9)
         axis.set(ylim=(0, 1.02))
         percent(axis)
     for axis in axes[:: len(rates)]:
@@ -86,28 +90,33 @@ def answer(records: Records) -> str:
     """Says whether batch norm fails in inference at the smallest batch and the largest rate."""
     size, rate = min(records.labels("size")), max(records.labels("rate"))
     parts = [
-        _headline(records.where(place=place, size=size, rate=rate), place, size, rate)
-        for place in records.labels("place")
+        _headline(records.where(network=network, size=size, rate=rate), network, size, rate)
+        for network in records.labels("network")
     ]
-    head = ["test accuracy", "norm", "rate", *(f"batches of {s}" for s in records.labels("size"))]
+    head = [
+        "test accuracy",
+        "network",
+        "rate",
+        *(f"batches of {s}" for s in records.labels("size")),
+    ]
     rows = []
-    for name, place, at in product(*(records.labels(k) for k in ("norm", "place", "rate"))):
-        here = records.where(norm=name, place=place, rate=at)
+    for network, name, at in product(*(records.labels(k) for k in ("network", "norm", "rate"))):
+        here = records.where(network=network, norm=name, rate=at)
         cells = (
             f"{spread(here.where(size=s).values('accuracy')):.1%}" for s in here.labels("size")
         )
-        rows.append([figures.METHODS[name][0], place, f"{at:g}", *cells])
+        rows.append([figures.METHODS[name][0], network, f"{at:g}", *cells])
     return "\n\n".join([*parts, table(head, rows)])
 
 
-def _headline(records: Records, place: str, size: int, rate: float) -> str:
+def _headline(records: Records, network: str, size: int, rate: float) -> str:
     arms = {name: records.where(norm=name) for name in records.labels("norm")}
     batch, running = (arms[name].values("accuracy") for name in ("batch", "running"))
     trained = arms["batch"].values("in_training")
     gain = difference(running, batch, relevant=0.05)
     text = (
-        f"**Norms {place} the activation, batches of {size}, rate {rate:g}: running batch norm is"
-        f" better: {gain.verdict}.** {spread(running):.1%} of the test images against"
+        f"**Running batch norm is better with {_NETWORKS[network]}, at batches of {size} and a rate"
+        f" of {rate:g}: {gain.verdict}.** {spread(running):.1%} of the test images against"
         f" {spread(batch):.1%} with batch norm: {100 * gain.mean:+.1f} points (95% interval"
         f" {100 * gain.low:+.1f} to {100 * gain.high:+.1f}). Of its last {_LAST_IMAGES} training"
         f" images, normalised by their batches, batch norm had {spread(trained):.1%} right."
@@ -133,9 +142,10 @@ STUDY = Study(
         " running batch norm does not (fast.ai's course, on MNIST: 26.0% and 97.3%)."
     ),
     method=(
-        "Four convolutions (16, 16, 32, 32 channels), two epochs of plain SGD at a steady rate, so"
-        " that smaller batches are more steps. What is normalised together is the whole batch. In"
-        " fast.ai's network norms stand behind the activation."
+        "Two epochs of plain SGD at a steady rate, so that smaller batches are more steps; what is"
+        " normalised together is the whole batch. The strided network is fast.ai's (8, 16, 32, 32"
+        " channels), whose last norm sees 4 values of each image, the pooled one that of the other"
+        " studies (16, 16, 32, 32 channels), whose last norms see 16."
     ),
     settings=settings,
     measure=measure,

@@ -87,20 +87,21 @@ def test_whitened_patches_are_uncorrelated():
     np.testing.assert_allclose(y.T @ y / len(y), np.eye(12), atol=2e-5)
 
 
-def test_norms_stand_before_or_behind_the_activation():
-    shape = (16, 8, 8, 1)
-    for place in ("before", "behind"):
-        model, _ = init("digits", shape, model=ModelConfig("small", norm_place=place))
-        x = jax.random.normal(jax.random.key(1), shape)
-        _, outputs = model.apply(
-            model.init(jax.random.key(0), x, True),
-            x,
-            True,
-            capture_intermediates=True,
-            mutable=["batch_stats", "intermediates"],
-        )
-        captured: Any = outputs["intermediates"]["ConvNorm_0"]
-        (normalised,), (convolved,) = captured["__call__"], captured["Conv_0"]["__call__"]
-        through = jax.nn.relu(convolved) if place == "behind" else convolved
-        expected = (through - through.mean((0, 1, 2))) / jnp.sqrt(through.var((0, 1, 2)) + 1e-5)
-        np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("size", [8, 32])
+def test_strided_halves_to_2x2_and_normalises_what_is_activated(size):
+    shape = (16, size, size, 1)
+    model, _ = init("digits", shape, model=ModelConfig("strided"))
+    x = jax.random.normal(jax.random.key(1), shape)
+    variables = model.init(jax.random.key(0), x, True)
+    _, outputs = model.apply(
+        variables, x, True, capture_intermediates=True, mutable=["batch_stats", "intermediates"]
+    )
+    captured: Any = outputs["intermediates"]
+    (normalised,), (convolved,) = (
+        captured["ConvNorm_3"]["__call__"],
+        captured["ConvNorm_3"]["Conv_0"]["__call__"],
+    )
+    assert normalised.shape == (16, 2, 2, 32)
+    activated = jax.nn.relu(convolved)
+    expected = (activated - activated.mean((0, 1, 2))) / jnp.sqrt(activated.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-4)
