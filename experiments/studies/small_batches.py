@@ -87,18 +87,14 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Says whether batch norm fails in inference at the smallest batch and the largest rate."""
-    size, rate = min(records.labels("size")), max(records.labels("rate"))
+    """Compares batch norm and running batch norm at the smallest batch, by network and rate."""
+    size = min(records.labels("size"))
     parts = [
         _headline(records.where(network=network, size=size, rate=rate), network, size, rate)
-        for network in records.labels("network")
+        for network, rate in product(*(records.labels(name) for name in ("network", "rate")))
     ]
-    head = [
-        "test accuracy",
-        "network",
-        "rate",
-        *(f"batches of {s}" for s in records.labels("size")),
-    ]
+    sizes = (f"batches of {size}" for size in records.labels("size"))
+    head = ["test accuracy", "network", "rate", *sizes]
     rows = []
     for network, name, at in product(*(records.labels(k) for k in ("network", "norm", "rate"))):
         here = records.where(network=network, norm=name, rate=at)
