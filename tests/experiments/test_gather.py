@@ -51,7 +51,9 @@ def test_without_folders_it_says_how_it_is_used(capsys):
     assert "FOLDER" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda f: f.stem
+)
 def test_the_tables_are_those_of_the_stored_runs(file):
     assert gather.markdown(json.loads(file.read_text())) in (EXPERIMENTS / "README.md").read_text()
 
