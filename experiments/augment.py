@@ -1,12 +1,27 @@
 """Normalisation, permutation and augmentation of images, on the device."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from experiments.config import AugmentConfig
 
 _FLIP, _PERMUTE, _SHIFT, _GATHER = range(4)
 """What a key derived from the seed is for."""
+
+
+def normaliser(images: ArrayLike, gain: float) -> Callable[[jax.Array], jax.Array]:
+    """Returns the map from uint8 images to floats of mean 0 and deviation `gain` in each channel.
+
+    Args:
+      images: `[n, height, width, channels]` uint8, which have this mean and deviation.
+      gain: the deviation.
+    """
+    pixels = jnp.asarray(images).astype(jnp.float32) / 255
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
 
 
 def permutation(seed: int, epoch: jax.Array, size: int) -> jax.Array:

@@ -30,8 +30,11 @@ class Checkpoints:
     def save(self, state: TrainState, accuracy: float | None = None) -> None:
         """Saves a state; with an accuracy it may be the best, too."""
         step = int(state.step)
+        # Where processes wait for each other, two saves at a time can hang.
+        self._best.wait_until_finished()
         if step not in self._newest.all_steps():
             self._newest.save(step, args=ocp.args.StandardSave(state))
+        self._newest.wait_until_finished()
         if accuracy is not None and step not in self._best.all_steps():
             metrics = {"accuracy": accuracy}
             self._best.save(step, args=ocp.args.StandardSave(state), metrics=metrics)

@@ -1,4 +1,4 @@
-"""What defines a training run's result; how it is carried out is in `train.Run`."""
+"""What defines a training run's result; how it is carried out is in `command.Run`."""
 
 import dataclasses
 from collections.abc import Callable

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jbn
-from experiments.augment import augment, gather_classes, permutation, shift
+from experiments.augment import augment, gather_classes, normaliser, permutation, shift
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model, whitening_kernel
@@ -51,7 +51,6 @@ class Learner(NamedTuple):
         standard deviations, and of the logarithm of the variances' ratio.
       steps_per_epoch: full batches in an epoch; the rest of the images waits for another epoch.
       total_steps: of the run.
-      num_params: number of parameters.
       normalise: `normalise(images) -> x`, the network's input.
       apply: `apply(params, batch_stats, x, train) -> (logits, batch_stats)`.
       loss: `loss(params, batch_stats, x, labels) -> (loss, (batch_stats, accuracy))` in training.
@@ -64,20 +63,25 @@ class Learner(NamedTuple):
     drift: Callable[[TrainState], dict[str, dict[str, jax.Array]]]
     steps_per_epoch: int
     total_steps: int
-    num_params: int
     normalise: Callable[[jax.Array], jax.Array]
     apply: Callable[..., tuple[jax.Array, Any]]
     loss: Callable[..., tuple[jax.Array, tuple[Any, jax.Array]]]
     update: Callable[[TrainState, Any, Any], TrainState]
 
 
-def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> Learner:
+def make_learner(
+    config: Config,
+    dataset: Dataset,
+    mesh: Mesh | None = None,
+    normalise: Callable[[jax.Array], jax.Array] | None = None,
+) -> Learner:
     """Returns the run of a configuration.
 
     Args:
       config: the run.
       dataset: the images; they stay on the device as uint8.
       mesh: devices, on one axis `data`, over which each batch is spread; the state is replicated.
+      normalise: `normalise(images) -> x`, by default `normaliser` of the training images.
 
     Raises:
       ValueError: there are fewer training images than a batch has, or `classes_per_batch` does not
@@ -98,7 +102,7 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
     total_steps = math.ceil(config.epochs * steps_per_epoch)
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     images, labels, test_images, test_labels = jax.device_put(dataset[:4], everywhere)
-    normalise = _normaliser(images, config.data.gain)
+    normalise = normalise or normaliser(images, config.data.gain)
     num_classes = len(dataset.classes)
     model = make_model(config, num_classes, config.norm.make())
     optimizer = make_optimizer(config.optimizer, total_steps, steps_per_epoch)
@@ -214,10 +218,8 @@ def make_learner(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> 
         _, updates = own.apply(variables, x, True, mutable=["batch_stats"])
         return _distances(batch_stats, updates["batch_stats"])
 
-    shapes = jax.eval_shape(init)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     return Learner(
-        *(init, train, evaluate, drift, steps_per_epoch, total_steps, num_params),
+        *(init, train, evaluate, drift, steps_per_epoch, total_steps),
         *(normalise, apply, loss_of, update),
     )
 
@@ -238,13 +240,6 @@ def _unrolled(body, carry, length):
 
 def _spread(mesh):
     return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def _normaliser(images, gain) -> Callable[[jax.Array], jax.Array]:
-    """Returns the map from images to floats of mean 0 and deviation `gain` in each channel."""
-    pixels = images.astype(jnp.float32) / 255
-    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
-    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
 
 
 def _batches(images, labels, size):

@@ -22,14 +22,17 @@ class RunFolder:
 
     Args:
       path: the folder; made when something is written.
+      writes: whether writing does anything; one of several processes does it for all.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
         self.metrics = path / "metrics.jsonl"
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Writes a JSON file, whole or not at all."""
+        if not self.writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / f".{name}.partial"
         partial.write_text(json.dumps(content, indent=2) + "\n")
@@ -41,6 +44,8 @@ class RunFolder:
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Adds records to `metrics.jsonl`, a line each."""
+        if not self.writes:
+            return
         with self.metrics.open("a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
@@ -56,6 +61,9 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drops the records of steps after `step`, which a resumed run will do again."""
+        if not self.writes:
+            return
+        self.metrics.touch()
         kept = [r for kind in ("train", "test") for r in self.records(kind) if r["step"] <= step]
         partial = self.path / ".metrics.jsonl.partial"
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -79,6 +87,7 @@ def environment(variant: str) -> dict[str, Any]:
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "processes": jax.process_count(),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

@@ -1,0 +1,166 @@
+"""What a compiled program says of itself: memory, bytes moved and collectives."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"}
+"""Instructions that move nothing."""
+_SLICES = {"slice", "dynamic-slice", "gather"}
+_COLLECTIVES = re.compile(
+    r" (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    r"|collective-broadcast)(?:-start)?\("
+)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\]")
+
+
+class Program(NamedTuple):
+    """What a compiled program costs.
+
+    Attributes:
+      peak_bytes: most temporary memory at a time, arguments and results apart.
+      moved_bytes: read and written by the operations that the program is a list of.
+      collectives: how many operations exchange data between devices.
+    """
+
+    peak_bytes: int
+    moved_bytes: int
+    collectives: int
+
+
+def compile_for(devices: list[Any], f: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
+    """Compiles `f` for devices that need not be there.
+
+    Args:
+      devices: from `targets.devices`.
+      f: the function.
+      *arguments: pytrees of arrays, or of anything else with a shape and a dtype; each device holds
+        all of them.
+    """
+    everywhere = NamedSharding(Mesh(np.array(devices), ("d",)), PartitionSpec())
+
+    def described(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    return jax.jit(f).lower(*jax.tree.map(described, arguments)).compile()
+
+
+def read(compiled: jax.stages.Compiled) -> Program:
+    """Returns what a compiled program costs."""
+    text = compiled.as_text() or ""
+    memory: Any = compiled.memory_analysis()
+    # XLA's own count is there but for described GPUs, and knows what a TPU keeps on its chip.
+    costs: Any = compiled.cost_analysis() or {}
+    moved = costs.get("bytes accessed") or entry_bytes(text)
+    return Program(memory.temp_size_in_bytes, int(moved), count_collectives(text))
+
+
+def count_collectives(text: str) -> int:
+    """Returns how many operations of a compiled program's text exchange data between devices."""
+    return len(_COLLECTIVES.findall(text))
+
+
+def residual_bytes(f: Callable[..., Any], *arguments: Any) -> int:
+    """Returns the bytes that the reverse mode of `f` keeps, as traced: before any compiler."""
+    pullback = jax.eval_shape(lambda *a: jax.vjp(f, *a)[1], *arguments)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(_itemsize(kind) * _size(sizes) for kind, sizes in _SHAPE.findall(self.shape))
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", _up_to_closing(self.rest))
+
+
+def entry_bytes(text: str) -> int:
+    """Returns the bytes of operands and results, added up over the ENTRY computation.
+
+    Each fusion and each custom call counts once. Of an operand that a fusion only slices, the
+    slices count. Instructions that only name a value count nothing.
+
+    Args:
+      text: of the compiled program.
+    """
+    computations, entry = _parse(text)
+    known = {instruction.name: instruction for instruction in entry}
+
+    def cost(instruction: _Instruction) -> int:
+        if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+            return 0
+        if instruction.opcode in _SLICES:
+            return 2 * instruction.bytes
+        operands = [known[name].bytes for name in instruction.operands]
+        called = re.search(r"calls=%?([\w.\-]+)", instruction.rest)
+        if instruction.opcode == "fusion" and called:
+            reads = _reads(computations[called[1]])
+            operands = [min(size, reads.get(i, size)) for i, size in enumerate(operands)]
+        return instruction.bytes + sum(operands)
+
+    return sum(map(cost, entry))
+
+
+def _reads(computation: list[_Instruction]) -> dict[int, int]:
+    """Bytes that a fused computation reads of those parameters that it only slices."""
+    sliced = {}
+    for parameter in (i for i in computation if i.opcode == "parameter"):
+        uses = [i for i in computation if parameter.name in i.operands]
+        if uses and all(u.opcode in _SLICES and u.operands[0] == parameter.name for u in uses):
+            sliced[int(_up_to_closing(parameter.rest))] = sum(use.bytes for use in uses)
+    return sliced
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], list[_Instruction]]:
+    computations: dict[str, list[_Instruction]] = {}
+    entry: list[_Instruction] = []
+    for is_entry, name, body in _bodies(text.splitlines()):
+        computations[name] = body
+        if is_entry:
+            entry = body
+    return computations, entry
+
+
+def _bodies(lines: list[str]) -> Iterator[tuple[bool, str, list[_Instruction]]]:
+    for number, line in enumerate(lines):
+        if header := _COMPUTATION.match(line):
+            body = []
+            for inner in lines[number + 1 :]:
+                if inner.startswith("}"):
+                    break
+                if found := _INSTRUCTION.match(inner):
+                    body.append(_Instruction(*found.groups()))
+            yield bool(header[1]), header[2], body
+
+
+def _up_to_closing(rest: str) -> str:
+    """What an opening parenthesis before `rest` encloses."""
+    depth = 1
+    for at, character in enumerate(rest):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:at]
+    return rest
+
+
+def _itemsize(kind: str) -> int:
+    bits = re.search(r"\d+", kind)
+    return max(1, int(bits[0]) // 8) if bits and not kind.startswith("f8") else 1
+
+
+def _size(sizes: str) -> int:
+    return math.prod(int(size) for size in sizes.split(",") if size)

@@ -1,0 +1,161 @@
+"""Two processes of four devices each train as one of eight, and end and go on together."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import train
+from experiments.cluster import HEARTBEAT_TIMEOUT
+from experiments.run_folder import RunFolder
+from tests.launch import free_port, start, wait
+
+SMALL = [
+    *("digits", "--data.train-size", "512", "--model.width", "8", "--model.depth", "2"),
+    *("--epochs", "2", "--eval-batch-size", "360"),
+]
+STEPS = 16
+START_TIMEOUT = 240
+"""Seconds that two processes may take to start and compile on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    """Programs are compiled fast, and once for all runs."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start_both(env, *flags):
+    cluster = ["--devices", "4", "--processes", "2", "--coordinator", f"127.0.0.1:{free_port()}"]
+    return [
+        start("experiments.train", *flags, *cluster, "--process", str(index), env=env)
+        for index in range(2)
+    ]
+
+
+def wait_for_steps(folder, processes, count):
+    while len(losses(folder)) < count:
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.05)
+
+
+def losses(folder):
+    metrics = RunFolder(folder)
+    return [r["loss"] for r in metrics.records("train")] if metrics.metrics.exists() else []
+
+
+def final(folder):
+    return RunFolder(folder).records("test")[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Folder of a run in one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train.carry_out(train.parse([*SMALL, "--output", str(folder), "--devices", "8"]))
+    assert len(losses(folder)) == STEPS
+    return folder
+
+
+class Ended(NamedTuple):
+    """A folder as two processes left it, their return codes and what they printed."""
+
+    folder: Path
+    codes: list[int]
+    logs: list[str]
+    seconds: float
+
+
+def end(folder, processes, step, number):
+    """Sends a signal to process 1 after a step; measures how long both take to end."""
+    wait_for_steps(folder, processes, step)
+    sent = time.monotonic()
+    processes[1].send_signal(number)
+    logs = wait(processes, START_TIMEOUT)
+    seconds = time.monotonic() - sent
+    return Ended(folder, [process.returncode for process in processes], logs, seconds)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, env):
+    """SIGTERM to one of two."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    return end(folder, start_both(env, *SMALL, "--output", str(folder)), 3, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, env, stopped):
+    """The run of `stopped`, gone on with until one was killed."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(stopped.folder, folder)
+    # The checkpoint of step 8 may be half written.
+    return end(folder, start_both(env, "--resume", str(folder)), 9, signal.SIGKILL)
+
+
+def test_a_signal_to_one_ends_both_after_the_same_step(stopped):
+    assert stopped.codes == [128 + signal.SIGTERM] * 2
+    assert all("Go on with: python -m experiments.train --resume" in log for log in stopped.logs)
+    saved = [int(path.name) for path in (stopped.folder / "checkpoints" / "newest").iterdir()]
+    assert max(saved) == len(losses(stopped.folder)) < STEPS
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
+def test_one_process_goes_on_from_the_checkpoint_of_two(stopped, one, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped.folder, folder)
+    train.carry_out(train.parse(["--resume", str(folder), "--devices", "8"]))
+    np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)
+    assert final(folder)["accuracy"] == final(one)["accuracy"]
+
+
+def test_where_one_is_killed_the_other_says_so(killed):
+    assert killed.seconds < HEARTBEAT_TIMEOUT + 10
+    assert killed.codes[0] != 0
+    last = killed.logs[0].splitlines()[-1]
+    assert "another process is gone" in last
+    assert f"--resume {killed.folder} --processes 2 --process 0" in last
+    assert len(losses(killed.folder)) < STEPS
+
+
+def test_two_processes_that_went_on_twice_have_trained_as_one_in_one_piece(killed, one, env):
+    folder = killed.folder
+    processes = start_both(env, "--resume", str(folder))
+    logs = wait(processes, START_TIMEOUT)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
+    np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)
+    assert final(folder)["accuracy"] == final(one)["accuracy"]
+    assert "test accuracy; report in" in logs[0]
+    assert "accuracy" not in logs[1]
+    environment = RunFolder(folder).read("environment.json")
+    assert (environment["devices"], environment["processes"]) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--processes", "2", "--process", "2"], "a number from 0 to"),
+        (["--processes", "2"], "add --coordinator"),
+        (["--processes", "2", "--coordinator", "127.0.0.1:1"], "with --output"),
+    ],
+)
+def test_processes_that_cannot_meet_are_told_what_is_missing(flags, words, capsys):
+    assert train.main(flags) == 2
+    assert words in capsys.readouterr().err
