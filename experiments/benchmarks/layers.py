@@ -14,11 +14,11 @@ import jbn
 
 
 class Layer(NamedTuple):
-    """A layer over the last axis of x `[n, features]`, as functions of a variable state.
+    """A layer over the last axis of x `[..., features]`, as functions of a variable state.
 
     Attributes:
       state: parameters and running statistics before the first batch.
-      train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]`.
+      train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]` for x `[n, features]`.
       infer: `infer(state, x) -> y`.
       statistics: `statistics(state) -> (mean, var)`, the running ones.
     """
@@ -105,10 +105,11 @@ def make_nnx(features: int, decay: float, *, corrected: bool = False, **options:
 
 
 def make_haiku(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
-    """Haiku's; its averages are always corrected."""
+    """Haiku's; its averages are always corrected, its dtypes those of x."""
     hk: Any = importlib.import_module("haiku")
 
-    _require(not options)
+    dtype = options.pop("dtype", jnp.float32)
+    _require(not options and corrected)
 
     def apply(x, is_training):
         return hk.BatchNorm(True, True, decay, name="norm")(x, is_training)
@@ -117,8 +118,9 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
 
     def train(variables, x, mask=None):
         _require(mask is None)
-        y, state = transformed.apply(*variables, None, x, True)
-        return y, (variables[0], state)
+        # Haiku's parameters have as many axes as x.
+        y, state = transformed.apply(*variables, None, x.reshape(-1, features), True)
+        return y.reshape(x.shape), (variables[0], state)
 
     def infer(variables, x):
         return transformed.apply(*variables, None, x, False)[0]
@@ -126,7 +128,7 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
     def statistics(variables):
         return tuple(variables[1][f"norm/~/{k}_ema"]["average"][0] for k in ("mean", "var"))
 
-    state = transformed.init(None, jnp.zeros((2, features)), True)
+    state = transformed.init(None, jnp.zeros((2, features), dtype), True)
     return Layer(state, train, infer, statistics)
 
 
@@ -136,17 +138,29 @@ def make_equinox(features: int, decay: float, *, corrected: bool = True, **optio
 
     _require(not options)
     norm = eqx.nn.BatchNorm(features, "batch", momentum=decay, mode="batch")
-    state = eqx.nn.State(norm)
+    params, static = eqx.partition(norm, eqx.is_array)
 
-    def train(state, x, mask=None):
+    def train(variables, x, mask=None):
         _require(mask is None)
-        return jax.vmap(norm, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+        params, state = variables
+        norm = jax.vmap(
+            eqx.combine(params, static),
+            axis_name="batch",
+            in_axes=(0, None),
+            out_axes=(0, None),
+        )
+        y, state = norm(x.reshape(-1, features), state)
+        return y.reshape(x.shape), (params, state)
 
-    def infer(state, x):
-        inference = eqx.nn.inference_mode(norm)
+    def infer(variables, x):
+        params, state = variables
+        inference = eqx.nn.inference_mode(eqx.combine(params, static))
         return jax.vmap(lambda x: inference(x, state)[0], axis_name="batch")(x)
 
-    return Layer(state, train, infer, lambda state: state.get(norm.batch_state_index))
+    def statistics(variables):
+        return variables[1].get(norm.batch_state_index)
+
+    return Layer((params, eqx.nn.State(norm)), train, infer, statistics)
 
 
 def make_keras(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:

@@ -46,11 +46,11 @@ def test_resnet20_has_the_published_size():
 def test_every_preset_runs_with_and_without_a_norm(preset):
     shape = (4, 8, 8, 1) if preset == "digits" else (4, 32, 32, 3)
     small = {"model": dataclasses.replace(PRESETS[preset].model, widths=(4, 8, 8))}
-    for method in ("batch", "none"):
+    for method in ("batch", "inplace", "none"):
         model, _ = init(preset, shape, norm=NormConfig(method), **small)
         x = jax.random.normal(jax.random.key(1), shape)
         variables = model.init(jax.random.key(0), x, True)
-        assert ("batch_stats" in variables) == (method == "batch")
+        assert ("batch_stats" in variables) == (method != "none")
         logits, _ = model.apply(variables, x, True, mutable=["batch_stats"])
         assert logits.shape == (4, 10)
         assert logits.dtype == jnp.float32
