@@ -11,7 +11,7 @@ Target = Literal["h100", "v5e", "cpu"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 _H100 = Path(__file__).with_name("h100.textproto")
-_V5E_SHAPES = {1: (1, 1), 4: (2, 2), 8: (2, 4)}
+_V5E_SHAPES = {1: (1, 1), 4: (2, 2), 8: (2, 4), 256: (16, 16)}
 
 
 class MissingCompiler(RuntimeError):
@@ -19,7 +19,7 @@ class MissingCompiler(RuntimeError):
 
 
 def devices(target: Target, count: int = 1) -> list[Any]:
-    """Returns devices of one host to compile for.
+    """Returns devices to compile for.
 
     "h100" and "v5e" are described, not present: their compilers need no such device. A program is
     compiled for them where its arguments, `jax.ShapeDtypeStruct`, are sharded over them.
@@ -38,7 +38,7 @@ def devices(target: Target, count: int = 1) -> list[Any]:
             return _described("cuda", "", **shape)
         case "v5e" if count in _V5E_SHAPES:
             width, height = _V5E_SHAPES[count]
-            bounds = {"chips_per_host_bounds": (width, height, 1)}
+            bounds = {"chips_per_host_bounds": (min(width, 2), min(height, 4), 1)}
             # Without it libtpu asks the cloud's metadata server what machine this is.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             return _described("tpu", f"v5e:{width}x{height}", **bounds)

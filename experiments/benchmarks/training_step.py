@@ -1,0 +1,90 @@
+"""Whole training steps compiled for accelerators that need not be there.
+
+Command: python -m experiments.benchmarks.training_step [--output FILE]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments.augment import normaliser
+from experiments.benchmarks import programs
+from experiments.benchmarks.targets import Target, devices
+from experiments.config import Config
+from experiments.configs import PRESETS
+from experiments.programs import jit
+from experiments.run_folder import RunFolder, versions
+
+RESULTS = Path(__file__).parent / "results" / "training_step.json"
+PRESET = "cifar10"
+CASES: list[tuple[Target, int]] = [("h100", 1), ("h100", 8), ("v5e", 1), ("v5e", 4), ("v5e", 256)]
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin", "libtpu")
+CIFAR10 = (50_000, 10_000, (32, 32, 3))
+"""Number of training and test images, and an image's shape."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compiles the training step of the preset cifar10 for H100s and TPUs v5e."""
+
+    output: Path = RESULTS
+    """Where the results go, as JSON."""
+
+
+def main(arguments: Arguments) -> None:
+    """Prints and stores what each compiled step costs, after each, as some take minutes."""
+    config = PRESETS[PRESET]
+    result: dict[str, Any] = {"versions": versions(*PACKAGES), "preset": PRESET, "rows": []}
+    for target, count in CASES:
+        row = {"target": target, "devices": count} | measure(config, CIFAR10, target, count)
+        result["rows"].append(row)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        RunFolder(arguments.output.parent).write(arguments.output.name, result)
+
+
+def measure(
+    config: Config, sizes: tuple[int, int, tuple[int, ...]], target: Target, count: int
+) -> dict[str, int]:
+    """Compiles one training step; returns what it costs.
+
+    Args:
+      config: of the run.
+      sizes: number of training and test images, and the shape of an image.
+      target: kind of device.
+      count: how many of them share a batch.
+
+    Returns:
+      `norms`: layers of the net that hold running statistics; `collectives`: operations that
+      exchange data between devices; `temp_bytes`: a device's temporary memory.
+    """
+    mesh = Mesh(np.array(devices(target, count)), ("data",), axis_types=(AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    train_size, test_size, shape = sizes
+    images = tuple(
+        jax.ShapeDtypeStruct((size, *rest), dtype, sharding=everywhere)
+        for size in (train_size, test_size)
+        for rest, dtype in ((shape, jnp.uint8), ((), jnp.int32))
+    )
+    # A mean and a deviation of each channel are constants of the program, whatever they are.
+    noise = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
+    normalise = normaliser(noise, config.data.gain)
+    classes = tuple("0123456789")
+    state = jit(config, classes, mesh, normalise, "init").eval_shape(images)
+    step = jit(config, classes, mesh, normalise, "train", static=(1,))
+    program = programs.read(step.lower(images, state).compile())
+    paths = [path for path, _ in jax.tree.leaves_with_path(state.batch_stats)]
+    return {
+        "norms": len({path[:-1] for path in paths}),
+        "collectives": program.collectives,
+        "temp_bytes": program.peak_bytes,
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
