@@ -38,20 +38,27 @@ def _require(offered: bool) -> None:
         raise Missing
 
 
-def make_jbn(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+def make_jbn(
+    features: int,
+    decay: float,
+    *,
+    corrected: bool = False,
+    norm: Callable[..., jbn.Norm] = jbn.batch_norm,
+    **options: Any,
+) -> Layer:
     """jbn's; `corrected` averages do not remember where they started."""
-    norm = jbn.batch_norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
+    made = norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
 
     def infer(variables, x):
         params, state = variables
-        return norm.infer(params, state, x)
+        return made.infer(params, state, x)
 
     def train(variables, x, mask=None):
         params, state = variables
-        y, state = norm.train(params, state, x, mask=mask)
+        y, state = made.train(params, state, x, mask=mask)
         return y, (params, state)
 
-    return Layer(norm.init(features), train, infer, lambda variables: variables[1][:2])
+    return Layer(made.init(features), train, infer, lambda variables: variables[1][:2])
 
 
 def make_linen(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
@@ -105,11 +112,10 @@ def make_nnx(features: int, decay: float, *, corrected: bool = False, **options:
 
 
 def make_haiku(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
-    """Haiku's; its averages are always corrected, its dtypes those of x."""
+    """Haiku's; its averages are always corrected."""
     hk: Any = importlib.import_module("haiku")
 
-    dtype = options.pop("dtype", jnp.float32)
-    _require(not options and corrected)
+    _require(not options)
 
     def apply(x, is_training):
         return hk.BatchNorm(True, True, decay, name="norm")(x, is_training)
@@ -128,7 +134,7 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
     def statistics(variables):
         return tuple(variables[1][f"norm/~/{k}_ema"]["average"][0] for k in ("mean", "var"))
 
-    state = transformed.init(None, jnp.zeros((2, features), dtype), True)
+    state = transformed.init(None, jnp.zeros((2, features)), True)
     return Layer(state, train, infer, statistics)
 
 
@@ -172,15 +178,18 @@ def make_keras(features: int, decay: float, *, corrected: bool = False, **option
     layer = keras.layers.BatchNormalization(momentum=decay, epsilon=1e-5)
     layer.build((None, features))
     weights = [variable.value for variable in layer.trainable_variables]
-    state = [variable.value for variable in layer.non_trainable_variables]
+    averages = [variable.value for variable in layer.non_trainable_variables]
 
     def train(state, x, mask=None):
-        return layer.stateless_call(weights, state, x, training=True, mask=mask)
+        weights, averages = state
+        rows = x.reshape(-1, features)
+        y, averages = layer.stateless_call(weights, averages, rows, training=True, mask=mask)
+        return y.reshape(x.shape), (weights, averages)
 
     def infer(state, x):
-        return layer.stateless_call(weights, state, x, training=False)[0]
+        return layer.stateless_call(*state, x, training=False)[0]
 
-    return Layer(state, train, infer, tuple)
+    return Layer((weights, averages), train, infer, lambda state: tuple(state[1]))
 
 
 def make_torch(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
