@@ -4,7 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -20,11 +20,7 @@ HEARTBEAT_TIMEOUT = 20
 
 @contextlib.contextmanager
 def joined(run: Run) -> Iterator[None]:
-    """Joins the run's other processes, before any device is used; waits for them at the end.
-
-    Where a process is lost, JAX aborts the others. What to do then is said for them by a process
-    that each has started before.
-    """
+    """Joins the run's other processes, before any device is used; waits for them at the end."""
     if run.devices:
         # Where JAX has started before, `make_mesh` checks the number of its devices.
         with contextlib.suppress(RuntimeError):
@@ -40,29 +36,44 @@ def joined(run: Run) -> Iterator[None]:
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
-    witness = _leave_last_words(
+    with _at_a_common_end(jax.distributed.shutdown):
+        yield
+
+
+@contextlib.contextmanager
+def last_words(run: Run) -> Iterator[None]:
+    """Has it said how to go on, should this process end on its own.
+
+    Where one of several processes is lost, JAX aborts the others, which cannot speak any more: a
+    process that each has started before does it for them.
+    """
+    if run.processes == 1:
+        yield
+        return
+    words = (
         f"error: process {run.process} of {run.processes} ended in the middle of the run: it "
         "failed, as shown above, or another process is gone. Once all have ended, go on with: "
         + resume_command(run)
     )
+    script = Path(__file__).with_name("last_words.py")
+    witness = subprocess.Popen(
+        [sys.executable, str(script), words],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Signals to this process's group must not reach it.
+    )
+    with _at_a_common_end(lambda: witness.communicate(b".")):
+        yield
+
+
+@contextlib.contextmanager
+def _at_a_common_end(call: Callable[[], object]) -> Iterator[None]:
+    """Calls at an end that all processes reach at the same step."""
     try:
         yield
-    except (Interrupted, RunError):  # All processes reach these at the same step.
-        _part(witness)
+    except (Interrupted, RunError):
+        call()
         raise
-    _part(witness)
-
-
-def _leave_last_words(words: str) -> subprocess.Popen:
-    script = Path(__file__).with_name("last_words.py")
-    command = [sys.executable, str(script), words]
-    # Signals to this process's group must not reach the witness.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-
-def _part(witness: subprocess.Popen) -> None:
-    jax.distributed.shutdown()
-    witness.communicate(b".")
+    call()
 
 
 def make_mesh(run: Run) -> Mesh:

@@ -1,6 +1,9 @@
 """Trains a network: python -m experiments.train [PRESET] [--flags].
 
 Presets: digits (the default), cifar10_small, cifar10, resnet20.
+
+In several processes, each on its own machine or on one, with one folder that all can reach:
+python -m experiments.train PRESET --output FOLDER --processes N --process I --coordinator HOST:PORT
 """
 
 import sys
@@ -8,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.checkpoints import Checkpoints
-from experiments.cluster import Signals, joined, make_mesh
+from experiments.cluster import Signals, joined, last_words, make_mesh
 from experiments.command import Interrupted, Run, RunError, open_folder, parse
 from experiments.config import to_dict
 from experiments.data import DataError, load
@@ -47,10 +50,10 @@ def carry_out(run: Run) -> dict[str, Any]:
         mesh = make_mesh(run)
         dataset = load(run.config.data, run.data_dir, run.data_variant)
         programs = Programs(run.config, dataset, mesh)
-        with Checkpoints(folder.path) as checkpoints, Signals() as signals:
+        folder.write("config.json", to_dict(run.config))
+        folder.write("environment.json", environment(dataset.variant))
+        with last_words(run), Checkpoints(folder.path) as checkpoints, Signals() as signals:
             state = checkpoints.restore(programs.shapes("init"), print) if run.resume else None
-            folder.write("config.json", to_dict(run.config))
-            folder.write("environment.json", environment(dataset.variant))
             state = programs.compiled("init")() if state is None else state
             folder.forget_after(int(state.step))
             return Session(run, folder, dataset, programs, checkpoints, signals).train(state)
