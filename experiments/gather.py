@@ -55,12 +55,12 @@ def markdown(runs: Iterable[dict[str, Any]]) -> str:
     for name, outcomes in groups.items():
         ended = [o["last_step"] for o in outcomes if "last_step" in o]
         done = [o for o in outcomes if "last_step" not in o]
-        accuracy = f"{spread([o['accuracy'] for o in done]):.2%}" if done else ""
+        results = [f"{spread([o['accuracy'] for o in done]):.2%}"] if done else []
         seconds = f"{spread([o['seconds']['training'] for o in done]):.0f}" if done else ""
         if ended:
             steps = ", ".join(map(str, ended))
-            accuracy += f"{len(ended)} of {len(outcomes)} ended, loss not finite after step {steps}"
-        rows.append([f"`{name}`", str(len(outcomes)), accuracy, seconds])
+            results.append(f"{len(ended)} of {len(outcomes)} ended early, after step {steps}")
+        rows.append([f"`{name}`", str(len(outcomes)), "; ".join(results), seconds])
     return table(["run", "seeds", "test accuracy", "training, s"], rows)
 
 

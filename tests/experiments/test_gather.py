@@ -40,7 +40,7 @@ def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
     assert capsys.readouterr().out == gather.markdown(stored) + "\n"
     assert gather.markdown(stored).splitlines()[2:] == [
         "| `digits` | 2 | 91.00% ± 1.41% | 15 ± 7 |",
-        "| `digits --epochs 3` | 1 | 1 of 1 ended, loss not finite after step 3 |  |",
+        "| `digits --epochs 3` | 1 | 1 of 1 ended early, after step 3 |  |",
     ]
     assert "somewhere" not in file.read_text()
     assert stored[1]["config"]["seed"] == 1
