@@ -39,7 +39,7 @@ class AugmentConfig:
 class ModelConfig:
     """Which network."""
 
-    name: Literal["small", "airbench", "resnet20"] = "small"
+    name: Literal["small", "strided", "airbench", "resnet20"] = "small"
     widths: tuple[int, int, int] = (64, 256, 256)
     """Channels of the three groups; airbench only."""
     width: int = 32
@@ -54,7 +54,8 @@ class ModelConfig:
 class NormConfig:
     """Which normalisation."""
 
-    method: Literal["batch", "renorm", "running", "group", "none"] = "batch"
+    method: Literal["batch", "inplace", "renorm", "running", "group", "none"] = "batch"
+    """In-place norms bring leaky relu in place of the network's activation after them."""
     decay: float = 0.9
     """Weight on the old running statistics."""
     epsilon: float = 1e-5
@@ -63,7 +64,7 @@ class NormConfig:
     bias: bool = True
     """Whether a bias is learned."""
     unbiased: bool = False
-    """Whether running variances are unbiased; batch only."""
+    """Whether running variances are unbiased; batch and in-place only."""
     group_size: int | None = None
     """Images that are normalised together (ghost batch norm), by default all of a batch."""
     r_max: float = 3.0
@@ -86,6 +87,8 @@ class NormConfig:
         match self.method:
             case "batch":
                 return jbn.batch_norm(unbiased=self.unbiased, **options)
+            case "inplace":
+                return jbn.inplace_batch_norm(unbiased=self.unbiased, decay=decay, **affine)
             case "renorm":
                 r_max = optax.linear_schedule(1, self.r_max, self.widening_steps)
                 d_max = optax.linear_schedule(0, self.d_max, self.widening_steps)

@@ -22,16 +22,23 @@ Norm = jbn.Norm | Callable[..., nn.Module] | None
 """A method of jbn, another library's module that is still to be made, or none."""
 
 
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
 def make_model(config: Config, num_classes: int, norm: Norm) -> nn.Module:
     """Returns the network of the configuration: `model(images, train, mask) -> logits`."""
     dtype = jnp.dtype(config.precision)
+    activates = config.norm.method == "inplace"
     match config.model.name:
         case "small":
-            return SmallCNN(num_classes, norm, dtype, config.model)
+            return SmallCNN(num_classes, norm, dtype, config.model, activates)
+        case "strided":
+            return StridedCNN(num_classes, norm, dtype, activates)
         case "airbench":
-            return Airbench(num_classes, norm, dtype, config.model.widths)
+            return Airbench(num_classes, norm, dtype, config.model.widths, activates)
         case "resnet20":
-            return ResNet20(num_classes, norm, dtype)
+            return ResNet20(num_classes, norm, dtype, activates)
 
 
 class ConvNorm(nn.Module):
@@ -42,7 +49,7 @@ class ConvNorm(nn.Module):
     dtype: Any
     strides: int = 1
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-    between: Callable[[jax.Array], jax.Array] = lambda x: x
+    between: Callable[[jax.Array], jax.Array] = _identity
     """What is done between the two."""
 
     @nn.compact
@@ -69,17 +76,45 @@ class SmallCNN(nn.Module):
     norm: Norm
     dtype: Any
     config: ModelConfig
+    norm_activates: bool = False
+    """Whether the norm brings the activation that follows it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
         activation = {"relu": nn.relu, "sigmoid": nn.sigmoid}[self.config.activation]
+        activation = _identity if self.norm_activates else activation
         half = self.config.depth // 2
         for index in range(self.config.depth):
             features = self.config.width * (1 if index < half else 2)
             x = activation(ConvNorm(features, self.norm, self.dtype)(x, train, mask))
             if index == half - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class StridedCNN(nn.Module):
+    """The CNN of fast.ai's course (2019, notebook 07_batchnorm): norms behind the activations.
+
+    Convolutions of 8, 16, 32 and 32 channels, of which the last ones halve the image down to 2x2.
+    """
+
+    num_classes: int
+    norm: Norm
+    dtype: Any
+    norm_activates: bool = False
+    """Whether the norm brings the activation that stands before others."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Returns logits of images [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
+        widths, halvings = (8, 16, 32, 32), int(np.log2(x.shape[1])) - 1
+        activation = _identity if self.norm_activates else nn.relu
+        conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype, between=activation)
+        for index, width in enumerate(widths):
+            strides = 2 if index >= len(widths) - halvings else 1
+            x = conv(width, strides=strides)(x, train, mask)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
@@ -91,11 +126,14 @@ class Airbench(nn.Module):
     norm: Norm
     dtype: Any
     widths: Sequence[int]
+    norm_activates: bool = False
+    """Whether the norm brings the activation that follows it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, 32, 32, 3]; `mask` is [batch, 1, 1]."""
         gelu = partial(nn.gelu, approximate=False)
+        activation = _identity if self.norm_activates else gelu
         # PyTorch draws biases from the same range as weights: 12 inputs.
         bias_init = nn.initializers.uniform(2 / np.sqrt(12))
         x = nn.Conv(
@@ -110,8 +148,9 @@ class Airbench(nn.Module):
         x = gelu(x)
         conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype, kernel_init=identity_first)
         for width in self.widths:
-            x = gelu(conv(width, between=lambda x: nn.max_pool(x, (2, 2), (2, 2)))(x, train, mask))
-            x = gelu(conv(width)(x, train, mask))
+            x = conv(width, between=lambda x: nn.max_pool(x, (2, 2), (2, 2)))(x, train, mask)
+            x = activation(x)
+            x = activation(conv(width)(x, train, mask))
         x = nn.max_pool(x, (3, 3), (3, 3)).reshape(x.shape[0], -1)
         head = nn.Dense(
             self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=torch_uniform
@@ -125,19 +164,22 @@ class ResNet20(nn.Module):
     num_classes: int
     norm: Norm
     dtype: Any
+    norm_activates: bool = False
+    """Whether the norm brings the activation that follows it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, 32, 32, 3]; `mask` is [batch, 1, 1]."""
         conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
-        x = nn.relu(conv(16)(x, train, mask))
+        activation = _identity if self.norm_activates else nn.relu
+        x = activation(conv(16)(x, train, mask))
         for width in (16, 32, 64):
             for _ in range(3):
                 strides = 1 if width == x.shape[-1] else 2
                 shortcut = x[:, ::strides, ::strides]
                 extra = width - x.shape[-1]
                 shortcut = jnp.pad(shortcut, ((0, 0),) * 3 + ((extra // 2, extra - extra // 2),))
-                x = nn.relu(conv(width, strides=strides)(x, train, mask))
+                x = activation(conv(width, strides=strides)(x, train, mask))
                 x = nn.relu(conv(width)(x, train, mask) + shortcut)
         x = jnp.mean(x, axis=(1, 2))
         head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.he_normal())

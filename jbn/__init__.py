@@ -3,6 +3,7 @@
 from jbn.adapt import adapt as adapt
 from jbn.adapt import adapting as adapting
 from jbn.fold import fold as fold
+from jbn.invertible import InvertibleActivation as InvertibleActivation
 from jbn.moments import Moments as Moments
 from jbn.moments import merge as merge
 from jbn.moments import moments as moments
@@ -12,6 +13,7 @@ from jbn.norms.batch import ghost_batch_norm as ghost_batch_norm
 from jbn.norms.domain import DomainNorm as DomainNorm
 from jbn.norms.domain import domain_norm as domain_norm
 from jbn.norms.frozen import frozen as frozen
+from jbn.norms.inplace import inplace_batch_norm as inplace_batch_norm
 from jbn.norms.method import GroupedNormOptions as GroupedNormOptions
 from jbn.norms.method import Method as Method
 from jbn.norms.method import NormOptions as NormOptions
@@ -22,6 +24,7 @@ from jbn.norms.norm import Norm as Norm
 from jbn.norms.renorm import batch_renorm as batch_renorm
 from jbn.norms.running import RunningBatchNormState as RunningBatchNormState
 from jbn.norms.running import running_batch_norm as running_batch_norm
+from jbn.policy import save_norm_inputs as save_norm_inputs
 from jbn.recalibrate import Drift as Drift
 from jbn.recalibrate import recalibrate as recalibrate
 from jbn.running import BatchNormState as BatchNormState

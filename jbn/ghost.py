@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jbn import features, shards
 from jbn.moments import Moments, ShiftedMoments, gathered, shifted_moments, union
+from jbn.policy import kept
 
 
 def require_group_size(group_size: int, index_groups: shards.Groups | None) -> None:
@@ -77,7 +78,7 @@ def by_groups(
             None if valid is None else _cut(jnp.squeeze(valid, axes), 0, size),
         )
         parts = jax.vmap(lambda x, mask: shifted_moments(x, axes, mask=mask), in_axes)(*blocks)
-        groups, whole = _unions(parts, group_size // size, axis_name, x)
+        groups, whole = kept(_unions(parts, group_size // size, axis_name, x))
         y = jax.vmap(f, (*in_axes, 0, None), at)(*blocks, groups, operands)
         return y.reshape(x.shape), *whole
 

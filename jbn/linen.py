@@ -152,20 +152,27 @@ _interceptors = jax.make_user_context(())
 
 @contextlib.contextmanager
 def intercept_calls(functions: Mapping[Any, Callable[..., Any]], key: Hashable) -> Iterator[None]:
-    """Within it, modules of the given types are called through functions.
+    """Within it, modules of the given types are called through functions; the innermost context's.
 
     Args:
       functions: by type, `f(module, call, *args, **kwargs)`, where `call` is the module itself.
       key: what tells the functions from others, for the caches of `jax.jit`.
     """
+    entry = frozenset(functions), key
+    stack = (*_interceptors.value, entry)
 
     def interceptor(call, args, kwargs, context):
-        function = functions.get(type(context.module))
-        if function is None or context.method_name != "__call__":
+        kind = type(context.module)
+        # Flax asks the outermost first.
+        inner = _interceptors.value[len(stack) :]
+        if context.method_name != "__call__" or any(kind in kinds for kinds, _ in inner):
             return call(*args, **kwargs)
-        return function(context.module, call, *args, **kwargs)
+        function = functions.get(kind)
+        return (
+            function(context.module, call, *args, **kwargs) if function else call(*args, **kwargs)
+        )
 
-    with _interceptors((*_interceptors.value, key)), nn.intercept_methods(interceptor):
+    with _interceptors(stack), nn.intercept_methods(interceptor):
         yield
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jbn import features, shards
+from jbn.policy import kept
 
 
 class Moments(NamedTuple):
@@ -146,6 +148,20 @@ def gathered(
     )
 
 
+def means(
+    terms: Sequence[jax.Array],
+    count: jax.Array,
+    axes: tuple[int, ...],
+    axis_name: shards.AxisName | None,
+    groups: shards.Groups | None,
+) -> jax.Array:
+    """Returns the sum of each term over the batch, divided by the count, by one collective."""
+    sums = jnp.stack([jnp.sum(term, features.reduced_axes(term, axes)) for term in terms])
+    if axis_name is not None:
+        sums = shards.all_sum(sums, axis_name, groups)
+    return sums / jnp.maximum(count, 1)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _moments(x, mask, axes, axis_name, groups) -> ShiftedMoments:
     batch = _local_moments(x, mask, axes)
@@ -156,18 +172,14 @@ def _moments(x, mask, axes, axis_name, groups) -> ShiftedMoments:
 def _moments_jvp(axes, axis_name, groups, primals, tangents):
     """The tangents: dmean = sum(dx) / n, dvar = 2 sum((x - mean) dx) / n, over all shards."""
     x, mask = primals
-    out = _moments(x, mask, axes, axis_name, groups)
+    out = kept(_moments(x, mask, axes, axis_name, groups))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, x, mask, mean, count):
         mean = features.along_features(mean, x, axes)
         centred = features.where_valid(mask, x.astype(mean.dtype) - mean)
         dx = features.where_valid(mask, dx.astype(mean.dtype))
-        reduced = features.reduced_axes(x, axes)
-        sums = jnp.stack([jnp.sum(dx, reduced), 2 * jnp.sum(centred * dx, reduced)])
-        if axis_name is not None:
-            sums = shards.all_sum(sums, axis_name, groups)
-        return sums / jnp.maximum(count, 1)
+        return means((dx, 2 * centred * dx), count, axes, axis_name, groups)
 
     dmean, dvar = linear(tangents[0], x, mask, out.joined().mean, out.count)
     zero = jnp.zeros_like

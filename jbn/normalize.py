@@ -50,27 +50,36 @@ def normalize(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _normalize(x, mean, gain, bias, mask, axes, dtype):
-    mean, gain, bias = (features.along_features(v, x, axes) for v in (mean, gain, bias))
-    return (_centred(x, mean, mask) * gain + bias).astype(dtype)
+    # As (x - root) * gain, where root is the x that gives 0: an operation less on every element,
+    # with which a GPU's compiler recomputes y in the backward pass rather than keep a mask of it.
+    gain = _away_from_zero(gain)
+    root = mean - bias / gain
+    root, gain, bias = (features.along_features(v, x, axes) for v in (root, gain, bias))
+    y = (x.astype(gain.dtype) - root) * gain
+    return (y if mask is None else jnp.where(mask, y, bias)).astype(dtype)
 
 
 @_normalize.defjvp
 def _normalize_jvp(axes, dtype, primals, tangents):
-    """The tangent: dy = (dx - dmean) * gain + (x - mean) * dgain + dbias."""
+    """The tangent: dy = dx * gain + (x - mean) * dgain + (dbias - dmean * gain)."""
     x, mean, gain, _, mask = primals
     dx, *dvectors, _ = tangents
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dvectors, x, mean, gain, mask):
-        dvectors = shards.vary_like(jnp.stack(dvectors), x)
-        mean, gain, dmean, dgain, dbias = (
-            features.along_features(v, x, axes) for v in (mean, gain, *dvectors)
+        dmean, dgain, dbias = shards.vary_like(jnp.stack(dvectors), x)
+        mean, gain, dgain, dbias, doffset = (
+            features.along_features(v, x, axes)
+            for v in (mean, gain, dgain, dbias, dbias - dmean * gain)
         )
-        dx = features.where_valid(mask, dx.astype(mean.dtype) - dmean)
-        return (dx * gain + _centred(x, mean, mask) * dgain + dbias).astype(dtype)
+        centred = features.where_valid(mask, x.astype(mean.dtype) - mean)
+        dy = dx.astype(mean.dtype) * gain + centred * dgain + doffset
+        return (dy if mask is None else jnp.where(mask, dy, dbias)).astype(dtype)
 
     return _normalize(*primals, axes, dtype), linear(dx, dvectors, x, mean, gain, mask)
 
 
-def _centred(x, mean, mask):
-    return features.where_valid(mask, x.astype(mean.dtype) - mean)
+def _away_from_zero(gain):
+    """Returns `gain`, with the least number whose inverse is finite by a margin in place of 0."""
+    least = jnp.asarray(jnp.finfo(gain.dtype).tiny ** 0.5, gain.dtype)
+    return jnp.where(jnp.abs(gain) < least, least, gain)

@@ -74,18 +74,23 @@ def test_renorm_limits_are_schedules_of_the_update_count():
 
 
 def test_renorm_agrees_with_keras():
+    """Keras averages standard deviations, jbn variances: each step starts from Keras's."""
     keras = pytest.importorskip("keras", reason="Keras is not installed")
-    limits = {"rmin": 1 / 1.5, "rmax": 1.5, "dmax": 2.0}
+    limits, epsilon = {"rmin": 1 / 1.5, "rmax": 1.5, "dmax": 0.8}, 1e-5
     layer = keras.layers.BatchNormalization(
-        epsilon=1e-5, renorm=True, renorm_clipping=limits, renorm_momentum=0.9, momentum=0.9
+        epsilon=epsilon, renorm=True, renorm_clipping=limits, renorm_momentum=0.9, momentum=0.9
     )
-    norm = jbn.batch_renorm(r_max=1.5, d_max=2.0, decay=0.9)
+    layer.build((None, 2, 3))
+    norm = jbn.batch_renorm(r_max=1.5, d_max=0.8, decay=0.9, epsilon=epsilon)
     params, state = norm.init(3)
     for x in batches(5):
+        mean, std = (jnp.asarray(v.value) for v in (layer.renorm_mean, layer.renorm_stddev))
+        state = state._replace(mean=mean, var=std**2 - epsilon)
         with jax.numpy_dtype_promotion("standard"):
             expected = layer(x, training=True)
         y, state = norm.train(params, state, x)
-        np.testing.assert_allclose(y, np.asarray(expected), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(y, np.asarray(expected), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(state.mean, layer.renorm_mean.value, rtol=1e-5, atol=1e-6)
 
 
 def test_first_running_step_is_batch_norm():

@@ -246,3 +246,16 @@ def test_errors_name_what_is_wrong(call, error, words):
     norm = jbn.batch_norm()
     with pytest.raises(error, match=words):
         call(norm, *norm.init(3))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 3_400), (jnp.bfloat16, 1_800)])
+def test_the_backward_pass_keeps_x_in_its_own_dtype_and_a_few_vectors(dtype, limit):
+    norm = jbn.batch_norm()
+    params, state = norm.init(8)
+
+    def pull(params, x):
+        return jax.vjp(lambda params, x: norm.train(params, state, x)[0], params, x)[1]
+
+    x = jax.ShapeDtypeStruct((4, 5, 5, 8), dtype)
+    kept = jax.tree.leaves(jax.eval_shape(pull, params, x))
+    assert x.size * x.dtype.itemsize < sum(a.size * a.dtype.itemsize for a in kept) <= limit

@@ -14,11 +14,11 @@ import jbn
 
 
 class Layer(NamedTuple):
-    """A layer over the last axis of x `[n, features]`, as functions of a variable state.
+    """A layer over the last axis of x `[..., features]`, as functions of a variable state.
 
     Attributes:
       state: parameters and running statistics before the first batch.
-      train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]`.
+      train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]` for x `[n, features]`.
       infer: `infer(state, x) -> y`.
       statistics: `statistics(state) -> (mean, var)`, the running ones.
     """
@@ -38,20 +38,27 @@ def _require(offered: bool) -> None:
         raise Missing
 
 
-def make_jbn(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+def make_jbn(
+    features: int,
+    decay: float,
+    *,
+    corrected: bool = False,
+    norm: Callable[..., jbn.Norm] = jbn.batch_norm,
+    **options: Any,
+) -> Layer:
     """jbn's; `corrected` averages do not remember where they started."""
-    norm = jbn.batch_norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
+    made = norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
 
     def infer(variables, x):
         params, state = variables
-        return norm.infer(params, state, x)
+        return made.infer(params, state, x)
 
     def train(variables, x, mask=None):
         params, state = variables
-        y, state = norm.train(params, state, x, mask=mask)
+        y, state = made.train(params, state, x, mask=mask)
         return y, (params, state)
 
-    return Layer(norm.init(features), train, infer, lambda variables: variables[1][:2])
+    return Layer(made.init(features), train, infer, lambda variables: variables[1][:2])
 
 
 def make_linen(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
@@ -117,8 +124,9 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
 
     def train(variables, x, mask=None):
         _require(mask is None)
-        y, state = transformed.apply(*variables, None, x, True)
-        return y, (variables[0], state)
+        # Haiku's parameters have as many axes as x.
+        y, state = transformed.apply(*variables, None, x.reshape(-1, features), True)
+        return y.reshape(x.shape), (variables[0], state)
 
     def infer(variables, x):
         return transformed.apply(*variables, None, x, False)[0]
@@ -136,17 +144,29 @@ def make_equinox(features: int, decay: float, *, corrected: bool = True, **optio
 
     _require(not options)
     norm = eqx.nn.BatchNorm(features, "batch", momentum=decay, mode="batch")
-    state = eqx.nn.State(norm)
+    params, static = eqx.partition(norm, eqx.is_array)
 
-    def train(state, x, mask=None):
+    def train(variables, x, mask=None):
         _require(mask is None)
-        return jax.vmap(norm, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+        params, state = variables
+        norm = jax.vmap(
+            eqx.combine(params, static),
+            axis_name="batch",
+            in_axes=(0, None),
+            out_axes=(0, None),
+        )
+        y, state = norm(x.reshape(-1, features), state)
+        return y.reshape(x.shape), (params, state)
 
-    def infer(state, x):
-        inference = eqx.nn.inference_mode(norm)
+    def infer(variables, x):
+        params, state = variables
+        inference = eqx.nn.inference_mode(eqx.combine(params, static))
         return jax.vmap(lambda x: inference(x, state)[0], axis_name="batch")(x)
 
-    return Layer(state, train, infer, lambda state: state.get(norm.batch_state_index))
+    def statistics(variables):
+        return variables[1].get(norm.batch_state_index)
+
+    return Layer((params, eqx.nn.State(norm)), train, infer, statistics)
 
 
 def make_keras(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
@@ -158,15 +178,18 @@ def make_keras(features: int, decay: float, *, corrected: bool = False, **option
     layer = keras.layers.BatchNormalization(momentum=decay, epsilon=1e-5)
     layer.build((None, features))
     weights = [variable.value for variable in layer.trainable_variables]
-    state = [variable.value for variable in layer.non_trainable_variables]
+    averages = [variable.value for variable in layer.non_trainable_variables]
 
     def train(state, x, mask=None):
-        return layer.stateless_call(weights, state, x, training=True, mask=mask)
+        weights, averages = state
+        rows = x.reshape(-1, features)
+        y, averages = layer.stateless_call(weights, averages, rows, training=True, mask=mask)
+        return y.reshape(x.shape), (weights, averages)
 
     def infer(state, x):
-        return layer.stateless_call(weights, state, x, training=False)[0]
+        return layer.stateless_call(*state, x, training=False)[0]
 
-    return Layer(state, train, infer, tuple)
+    return Layer((weights, averages), train, infer, lambda state: tuple(state[1]))
 
 
 def make_torch(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:

@@ -26,7 +26,7 @@ _BATCH = 128
 
 def settings(scale: Scale) -> list[Setting]:
     """Returns runs of each method, at each normalisation batch where it has one."""
-    sizes = (2,) if scale == "smoke" else (2, 8, 32, _BATCH)
+    sizes = (2,) if scale == "smoke" else (2, 4, 8, 32, _BATCH)
     rates = (0.1,) if scale == "smoke" else (0.05, 0.1, 0.2)
     methods = ("batch", "running") if scale == "smoke" else tuple(figures.METHODS)
     seeds = 1 if scale == "smoke" else 3

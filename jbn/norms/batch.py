@@ -35,18 +35,7 @@ def batch_norm(
     Raises:
       ValueError: `decay`, `epsilon` or an option is out of range.
     """
-    require_decay_and_epsilon(decay, epsilon)
-
-    def choose(state, batch, examples):
-        return statistics(batch.mean, batch.var, epsilon)
-
-    def recall(state):
-        return statistics(state.mean, state.var, epsilon)
-
-    def update(state, batch, examples):
-        return running.average(state, batch, decay, unbiased=unbiased)
-
-    return make_norm(Method(running.start, choose, recall, update), **options)
+    return make_norm(batch_method(decay, epsilon, unbiased), **options)
 
 
 def ghost_batch_norm(
@@ -76,6 +65,26 @@ def ghost_batch_norm(
       ValueError: an argument is out of range.
     """
     return batch_norm(decay=decay, epsilon=epsilon, group_size=group_size, **options)
+
+
+def batch_method(decay: running.Decay, epsilon: float, unbiased: bool) -> Method:
+    """Returns the method of `batch_norm`.
+
+    Raises:
+      ValueError: `decay` or `epsilon` is out of range.
+    """
+    require_decay_and_epsilon(decay, epsilon)
+
+    def choose(state, batch, examples):
+        return statistics(batch.mean, batch.var, epsilon)
+
+    def recall(state):
+        return statistics(state.mean, state.var, epsilon)
+
+    def update(state, batch, examples):
+        return running.average(state, batch, decay, unbiased=unbiased)
+
+    return Method(running.start, choose, recall, update)
 
 
 def require_decay_and_epsilon(decay: running.Decay, epsilon: float) -> None:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jbn import features, ghost, running, shards
+from jbn import features, ghost, inplace, running, shards
+from jbn.invertible import InvertibleActivation
 from jbn.moments import Moments, moments
 from jbn.normalize import normalize
 from jbn.norms.norm import BatchNormParams, Norm
+from jbn.policy import kept
 
 
 class Statistics(NamedTuple):
@@ -101,6 +103,7 @@ def make_norm(
     use_scale: bool = True,
     use_bias: bool = True,
     dtype: DTypeLike | None = None,
+    activation: InvertibleActivation | None = None,
 ) -> Norm:
     """Returns the norm of a method.
 
@@ -121,13 +124,17 @@ def make_norm(
       use_scale: see `NormOptions`.
       use_bias: see there.
       dtype: see there.
+      activation: what to apply last, in place: reverse mode then keeps y, not x. See
+        `inplace_batch_norm`.
 
     Raises:
-      ValueError: `group_size` is not positive, or goes with `axis_index_groups`.
+      ValueError: `group_size` is not positive, or goes with `axis_index_groups` or an activation.
     """
     index_groups = shards.freeze_groups(axis_index_groups)
     if group_size is not None:
         ghost.require_group_size(group_size, index_groups)
+        if activation is not None:
+            raise ValueError(f"group_size={group_size} does not go with an activation in place.")
 
     def init(num_features):
         params = BatchNormParams(
@@ -136,13 +143,18 @@ def make_norm(
         )
         return params, method.start(num_features)
 
+    def affine(params, like):
+        scale = params.scale if use_scale else jnp.ones_like(like)
+        bias = params.bias if use_bias else jnp.zeros_like(like)
+        return (scale if activation is None else inplace.bounded_scale(scale)), bias
+
     @jax.checkpoint
     def gain_of(rstd, scale):
-        return rstd if scale is None else rstd * scale.astype(rstd.dtype)
+        return rstd * scale.astype(rstd.dtype)
 
     def apply(params, x, mask, statistics):
-        gain = gain_of(statistics.rstd, params.scale if use_scale else None)
-        bias = params.bias if use_bias else jnp.zeros_like(statistics.mean)
+        scale, bias = affine(params, statistics.mean)
+        gain = gain_of(statistics.rstd, scale)
         return normalize(x, statistics.mean, gain, bias, axis, mask=mask, dtype=dtype)
 
     def check(params, state, x):
@@ -162,21 +174,29 @@ def make_norm(
             _require_two_values(x, axis, axis_name, index_groups, group_size)
         per_example = features.values_per_example(x, axis)
 
+        def chosen(state, batch, masked=mask is not None):
+            state = running.widened(state, batch)
+            statistics = current.choose(state, batch, batch.count / per_example)
+            if masked:
+                pick = partial(jnp.where, batch.count > 0)
+                statistics = jax.tree.map(pick, statistics, current.recall(state))
+            return statistics
+
         def normalised(x, mask, batch, variables):
             params, state = variables
-            state = running.widened(state, batch)
-            chosen = current.choose(state, batch, batch.count / per_example)
-            if mask is not None:
-                recalled = current.recall(state)
-                pick = partial(jnp.where, batch.count > 0)
-                chosen = jax.tree.map(pick, chosen, recalled)
-            return apply(params, x, mask, chosen)
+            return apply(params, x, mask, chosen(state, batch))
 
         variables = params, state
-        if group_size is None:
+        if activation is not None:
+            axes = features.feature_axes(x, axis)
+            how = inplace.How(chosen, activation, axes, axis_name, index_groups, dtype)
+            y, batch = inplace.train(x, *affine(params, state.mean), state, mask, how)
+        elif group_size is None:
+            x = kept(x)
             batch = moments(x, axis, mask=mask, axis_name=axis_name, axis_index_groups=index_groups)
             y = normalised(x, mask, batch, variables)
         else:
+            x = kept(x)
             y, batch = ghost.by_groups(normalised, x, mask, axis, group_size, axis_name, variables)
         new = current.update(running.widened(state, batch), batch, batch.count / per_example)
         return y, running.accepted(state, batch, new)
@@ -184,7 +204,8 @@ def make_norm(
     def infer(params, state, x, *, mask=None):
         x, state = jnp.asarray(x), lax.stop_gradient(state)
         check(params, state, x)
-        return apply(params, x, mask, method.recall(state))
+        y = apply(params, x, mask, method.recall(state))
+        return y if activation is None else activation.apply(y)
 
     return Norm(init, train, infer)
 

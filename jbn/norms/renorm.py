@@ -41,8 +41,9 @@ def batch_renorm(
         r_max=optax.linear_schedule(1, 3, 35_000, 5_000)
         d_max=optax.linear_schedule(0, 5, 20_000, 5_000)
 
-    of some 150,000 steps. It averages the standard deviation; here, as in Keras, the variance is
-    averaged, with the epsilon inside the square roots.
+    of some 150,000 steps. Paper and Keras average the standard deviation; here the variance is
+    averaged, so that the state is that of batch norm and either can go on where the other stopped.
+    The average is then a little larger, by the variance of the batches' standard deviations.
 
     Args:
       r_max: limit of r, at least 1, or a schedule of the update count.

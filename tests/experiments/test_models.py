@@ -1,6 +1,7 @@
 """The networks: published sizes, initial values, norms or none."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +46,11 @@ def test_resnet20_has_the_published_size():
 def test_every_preset_runs_with_and_without_a_norm(preset):
     shape = (4, 8, 8, 1) if preset == "digits" else (4, 32, 32, 3)
     small = {"model": dataclasses.replace(PRESETS[preset].model, widths=(4, 8, 8))}
-    for method in ("batch", "none"):
+    for method in ("batch", "inplace", "none"):
         model, _ = init(preset, shape, norm=NormConfig(method), **small)
         x = jax.random.normal(jax.random.key(1), shape)
         variables = model.init(jax.random.key(0), x, True)
-        assert ("batch_stats" in variables) == (method == "batch")
+        assert ("batch_stats" in variables) == (method != "none")
         logits, _ = model.apply(variables, x, True, mutable=["batch_stats"])
         assert logits.shape == (4, 10)
         assert logits.dtype == jnp.float32
@@ -84,3 +85,23 @@ def test_whitened_patches_are_uncorrelated():
         images, kernel[..., :12], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     ).reshape(-1, 12)
     np.testing.assert_allclose(y.T @ y / len(y), np.eye(12), atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_strided_halves_to_2x2_and_normalises_what_is_activated(size):
+    shape = (16, size, size, 1)
+    model, _ = init("digits", shape, model=ModelConfig("strided"))
+    x = jax.random.normal(jax.random.key(1), shape)
+    variables = model.init(jax.random.key(0), x, True)
+    _, outputs = model.apply(
+        variables, x, True, capture_intermediates=True, mutable=["batch_stats", "intermediates"]
+    )
+    captured: Any = outputs["intermediates"]
+    (normalised,), (convolved,) = (
+        captured["ConvNorm_3"]["__call__"],
+        captured["ConvNorm_3"]["Conv_0"]["__call__"],
+    )
+    assert normalised.shape == (16, 2, 2, 32)
+    activated = jax.nn.relu(convolved)
+    expected = (activated - activated.mean((0, 1, 2))) / jnp.sqrt(activated.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,133 @@
+"""Networks to compile: 3x3 convolutions and norms, of jbn's forms and of its peers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import jbn
+from experiments.benchmarks.layers import Layer, installed, make_jbn
+
+Activation = Callable[[jax.Array], jax.Array]
+Network = Callable[..., tuple[jax.Array, list[Any]]]
+
+
+class Form(NamedTuple):
+    """A norm and how a network uses it.
+
+    Attributes:
+      make: `make(features, decay) -> Layer`.
+      activation: what follows the norm.
+      wrap: what is done to the whole network, as `jax.checkpoint`.
+    """
+
+    make: Callable[[int, float], Layer]
+    activation: Activation
+    wrap: Callable[[Any], Any] = lambda network: network
+
+
+def forms(dtype: str) -> dict[str, Form]:
+    """Returns jbn's forms, and its installed peers with relu and with leaky relu.
+
+    Args:
+      dtype: of activations, which Flax's layers have to be told.
+    """
+    in_place = partial(make_jbn, norm=jbn.inplace_batch_norm)
+    found = {
+        "jbn": Form(make_jbn, jax.nn.relu),
+        "jbn, leaky": Form(make_jbn, jax.nn.leaky_relu),
+        "jbn, in place": Form(in_place, lambda y: y),
+        "jbn, policy": Form(
+            make_jbn, jax.nn.relu, partial(jax.checkpoint, policy=jbn.save_norm_inputs)
+        ),
+    }
+    for name, (library, make) in installed().items():
+        if library not in ("jbn", "torch"):
+            make = partial(make, dtype=jnp.dtype(dtype)) if library == "flax" else make
+            found[name] = Form(make, jax.nn.relu)
+            found[f"{name}, leaky"] = Form(make, jax.nn.leaky_relu)
+    return found
+
+
+class Shape(NamedTuple):
+    """The activations of a network.
+
+    Attributes:
+      batch: examples.
+      size: height and width.
+      channels: features.
+      dtype: of activations; kernels are float32.
+    """
+
+    batch: int
+    size: int
+    channels: int
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Of one activation."""
+        return self.batch * self.size**2 * self.channels * jnp.dtype(self.dtype).itemsize
+
+
+def stack(
+    layer: Layer, activation: Activation, x: jax.Array, kernels: list[Any], states: list[Any]
+) -> tuple[jax.Array, list[Any]]:
+    """Convolution, norm and activation, once a kernel; returns the output and the next states."""
+    states = list(states)
+    for i, kernel in enumerate(kernels):
+        y, states[i] = layer.train(states[i], _convolve(x, kernel))
+        x = activation(y.astype(x.dtype))
+    return x, states
+
+
+def residual(
+    layer: Layer, activation: Activation, x: jax.Array, kernels: list[Any], states: list[Any]
+) -> tuple[jax.Array, list[Any]]:
+    """Residual blocks of two convolutions each, the sum before the last activation."""
+    states = list(states)
+    for i in range(0, len(kernels), 2):
+        y, states[i] = layer.train(states[i], _convolve(x, kernels[i]))
+        y = activation(y.astype(x.dtype))
+        y, states[i + 1] = layer.train(states[i + 1], _convolve(y, kernels[i + 1]))
+        x = activation(y.astype(x.dtype) + x)
+    return x, states
+
+
+def step(
+    network: Network, form: Form, shape: Shape, depth: int
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns a training step and the shapes of its arguments.
+
+    The step returns the gradients of the kernels and of what the norms learn, and the new states.
+    """
+    # The state as traced: nothing is computed, and no array is a constant of the program.
+    layer = form.make(shape.channels, 0.9)
+    states = [jax.eval_shape(lambda: layer.state)] * depth
+    leaves, structure = jax.tree.flatten(states)
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    run = form.wrap(partial(network, layer, form.activation))
+
+    def loss(learned, kernels, leaves, x):
+        leaves = list(leaves)
+        for i, leaf in zip(floats, learned, strict=True):
+            leaves[i] = leaf
+        y, new = run(x, kernels, jax.tree.unflatten(structure, leaves))
+        return jnp.mean(jnp.square(y.astype(jnp.float32))), new
+
+    def train(kernels, leaves, x):
+        learned = [leaves[i] for i in floats]
+        return jax.grad(loss, (0, 1), has_aux=True)(learned, kernels, leaves, x)
+
+    kernel = jax.ShapeDtypeStruct((3, 3, shape.channels, shape.channels), jnp.float32)
+    x = (shape.batch, shape.size, shape.size, shape.channels)
+    return train, ([kernel] * depth, leaves, jax.ShapeDtypeStruct(x, jnp.dtype(shape.dtype)))
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )

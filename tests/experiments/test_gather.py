@@ -1,0 +1,66 @@
+"""Gathered runs: what is kept of them, and the tables made from what is stored."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import gather
+from experiments.config import to_dict
+from experiments.configs import PRESETS
+from experiments.run_folder import RunFolder
+
+EXPERIMENTS = Path(gather.__file__).parent
+
+
+def finished(path, seed, accuracy, **changes):
+    folder = RunFolder(path)
+    config = dataclasses.replace(PRESETS["digits"], seed=seed, **changes)
+    folder.write("config.json", to_dict(config))
+    folder.write("environment.json", {"command": ["somewhere"], "cpus": 2})
+    folder.append([{"kind": "train", "step": step} for step in (1, 2, 3)])
+    if accuracy is not None:
+        seconds = {"compiling": 1.0, "training": 10.0 * (1 + seed), "evaluating": 1.0}
+        values = {"accuracy": accuracy, "accuracy_plain": 0.5, "loss": 1.0, "steps": 3}
+        folder.write("summary.json", {**values, "seconds": seconds, "images_per_second": 7.0})
+    return str(path)
+
+
+def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
+    folders = [
+        finished(tmp_path / "a", 0, 0.90),
+        finished(tmp_path / "b", 1, 0.92),
+        finished(tmp_path / "c", 0, None, epochs=3),
+    ]
+    file = tmp_path / "results" / "digits.json"
+    assert gather.main([str(file), *folders]) == 0
+    stored = json.loads(file.read_text())
+    assert capsys.readouterr().out == gather.markdown(stored) + "\n"
+    assert gather.markdown(stored).splitlines()[2:] == [
+        "| `digits` | 2 | 91.00% ± 1.41% | 15 ± 7 |",
+        "| `digits --epochs 3` | 1 | 1 of 1 ended early, after step 3 |  |",
+    ]
+    assert "somewhere" not in file.read_text()
+    assert stored[1]["config"]["seed"] == 1
+
+
+def test_without_folders_it_says_how_it_is_used(capsys):
+    assert gather.main([]) == 2
+    assert "FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda f: f.stem
+)
+def test_the_tables_are_those_of_the_stored_runs(file):
+    assert gather.markdown(json.loads(file.read_text())) in (EXPERIMENTS / "README.md").read_text()
+
+
+def test_the_table_of_methods_is_the_studys():
+    text = (EXPERIMENTS / "README.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| (batch|no|running|group)\b", line)]
+    answer = (EXPERIMENTS / "studies/results/batch_size/answer.md").read_text().splitlines()
+    assert len(rows) >= 5
+    assert set(rows) <= set(answer)
