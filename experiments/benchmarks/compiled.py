@@ -20,7 +20,7 @@ from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"conv-norm-act": networks.stack, "residual": networks.residual}
-DEPTHS = {"h100": (8, 16), "v5e": (4,), "cpu": (8,)}
+DEPTHS = {"h100": (8, 16), "v5e": (2,), "cpu": (8,)}
 # A TPU keeps smaller activations on its chip, where they cost nothing.
 BATCHES = {"h100": 128, "v5e": 2048, "cpu": 128}
 
@@ -96,7 +96,7 @@ def kept(form: Form, shape: Shape) -> float:
     def norm(x):
         return form.activation(layer.train(layer.state, x * 2)[0].astype(x.dtype))
 
-    x = jax.ShapeDtypeStruct((4, 4, 4, shape.channels), jnp.dtype(shape.dtype))
+    x = jax.ShapeDtypeStruct((32, 16, 16, shape.channels), jnp.dtype(shape.dtype))
     return programs.residual_bytes(form.wrap(norm), x) / (x.size * x.dtype.itemsize)
 
 
