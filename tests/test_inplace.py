@@ -1,6 +1,7 @@
 """In-place norms against batch norm followed by the activation, and what they keep."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ ACTIVATIONS = {
 }
 
 
-def followed_by(activation, **options):
+def followed_by(activation, **options: Any) -> jbn.Norm:
     """Batch norm and then the activation, as two functions."""
     norm = jbn.batch_norm(**options)
 
@@ -38,7 +39,7 @@ def followed_by(activation, **options):
     return norm._replace(train=train, infer=infer)
 
 
-def pair(name, **options):
+def pair(name, **options: Any) -> tuple[jbn.Norm, jbn.Norm]:
     """An in-place norm and what it should equal."""
     inverse, plain = ACTIVATIONS[name]
     return (
@@ -47,7 +48,7 @@ def pair(name, **options):
     )
 
 
-def params_of(features=3, dtype=np.float32):
+def params_of(features=3, dtype: Any = np.float32):
     scale, bias = np.linspace(-1.5, 2, features), np.linspace(-1, 0.7, features)
     return jbn.BatchNormParams(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
 

@@ -68,7 +68,7 @@ def test_steps_of_all_forms_compile_and_agree_on_the_gradient(network):
     found = networks.forms("float32")
     gradients = {}
     for name in ("jbn", "jbn, policy", "flax.linen"):
-        step, (kernels, leaves, x) = networks.step(network, found[name], shape, 2)
+        step, (kernels, _, x) = networks.step(network, found[name], shape, 2)
         rng = np.random.default_rng(0)
         kernels = [jnp.asarray(rng.normal(size=k.shape), k.dtype) for k in kernels]
         x = jnp.asarray(rng.normal(size=x.shape), x.dtype)
