@@ -83,8 +83,8 @@ def _train_jvp(how, primals, tangents):
     _, scale, bias, state, mask = primals
     dx, dscale, dbias, *_ = tangents
     y, batch = train(*primals, how)
-    # Without the barrier XLA recomputes y from x in the backward pass, and keeps x for that.
-    y, batch = kept((lax.optimization_barrier(y), batch))
+    # Without the barrier XLA recomputes both from x in the backward pass, and keeps x for that.
+    y, batch = kept((lax.optimization_barrier(y), lax.optimization_barrier(batch)))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dscale, dbias, y, scale, bias, state, batch, mask):

@@ -3,6 +3,8 @@
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 Values = TypeVar("Values")
@@ -23,4 +25,12 @@ keeps its own inputs as well.
 
 def kept(values: Values) -> Values:
     """Returns the values, named for `save_norm_inputs`."""
-    return checkpoint_name(values, _NAME)
+
+    def name(value: jax.Array) -> jax.Array:
+        named = checkpoint_name(value, _NAME)
+        # All who use the value use this identity, which the backward pass repeats: otherwise each
+        # derivative rule would be handed a copy of its own.
+        form = jnp.finfo(value.dtype)
+        return lax.reduce_precision(named, form.nexp, form.nmant)
+
+    return jax.tree.map(name, values)

@@ -1,0 +1,111 @@
+"""Memory, bytes moved, residuals and collectives of compiled training steps, jbn and its peers.
+
+Command: python -m experiments.benchmarks.compiled [--target h100|v5e|cpu] [--output FILE]
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from experiments.benchmarks import networks, programs, targets
+from experiments.benchmarks.layers import DISTRIBUTIONS, installed
+from experiments.benchmarks.networks import Form, Shape
+from experiments.run_folder import RunFolder, versions
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = {"conv-norm-act": networks.stack, "residual": networks.residual}
+DEPTHS = {"h100": (8, 16), "v5e": (2,), "cpu": (8,)}
+# A TPU keeps smaller activations on its chip, where they cost nothing.
+BATCHES = {"h100": 128, "v5e": 2048, "cpu": 128}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compiles training steps of jbn and its installed peers for a device that need not be here."""
+
+    target: targets.Target = "h100"
+    """What to compile for."""
+    output: Path | None = None
+    """Where the results go, as JSON; by default beside this file."""
+    only: tuple[str, ...] = ()
+    """Names of forms; all by default. Stored results of the others are kept."""
+
+
+def main(arguments: Arguments) -> int:
+    """Measures, prints and stores; returns 1 if the target's compiler is missing, else 0."""
+    path = arguments.output or RESULTS / f"compiled-{arguments.target}.json"
+    try:
+        targets.devices(arguments.target)
+    except targets.MissingCompiler as error:
+        print(error, file=sys.stderr)
+        return 1
+    folder = RunFolder(path.parent)
+    old = folder.read(path.name) if arguments.only and path.exists() else {}
+    rows = [row for row in old.get("rows", []) if row["form"] not in arguments.only]
+    packages = {DISTRIBUTIONS.get(library, library) for library, _ in installed().values()}
+    result = {
+        "target": arguments.target,
+        "batch": BATCHES[arguments.target],
+        "versions": versions("jax", "jaxlib", *_compilers(), *sorted(packages - {"jbn", "torch"})),
+        "rows": rows,
+    }
+    for row in measure(arguments.target, arguments.only):
+        print(*row.values(), flush=True)
+        rows.append(row)
+        folder.write(path.name, result)
+    return 0
+
+
+def measure(target: targets.Target, only: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yields a row for each network, depth, shape and form; bytes are in activations a layer."""
+    for dtype in ("bfloat16", "float32"):
+        for size, channels in ((32, 64), (16, 256)):
+            shape = Shape(BATCHES[target], size, channels, dtype)
+            for name, form in networks.forms(dtype).items():
+                if only and name not in only:
+                    continue
+                about = {"form": name, "dtype": dtype, "channels": channels}
+                for network, depth in (
+                    *(("conv-norm-act", depth) for depth in DEPTHS[target]),
+                    ("residual", DEPTHS[target][0]),
+                ):
+                    step, inputs = networks.step(NETWORKS[network], form, shape, depth)
+                    program = programs.read(
+                        programs.compile_for(targets.devices(target), step, *inputs)
+                    )
+                    layer = shape.bytes * depth
+                    yield about | {
+                        "network": network,
+                        "depth": depth,
+                        "peak": round(program.peak_bytes / layer, 3),
+                        "moved": round(program.moved_bytes / layer, 3),
+                        "kept": round(kept(form, shape), 3),
+                    }
+
+
+def kept(form: Form, shape: Shape) -> float:
+    """Returns what reverse mode keeps of a norm and its activation as traced, in activations."""
+    layer = form.make(shape.channels, 0.9)
+
+    def norm(x):
+        return form.activation(layer.train(layer.state, x * 2)[0].astype(x.dtype))
+
+    x = jax.ShapeDtypeStruct((32, 16, 16, shape.channels), jnp.dtype(shape.dtype))
+    return programs.residual_bytes(form.wrap(norm), x) / (x.size * x.dtype.itemsize)
+
+
+def _compilers() -> list[str]:
+    from importlib.util import find_spec
+
+    plugins = {"libtpu": "libtpu", "jax_cuda12_plugin": "jax-cuda12-plugin"}
+    return [package for module, package in plugins.items() if find_spec(module)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))

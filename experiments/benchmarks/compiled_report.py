@@ -1,0 +1,81 @@
+"""The table and the plot of stored results of `compiled`.
+
+Command: python -m experiments.benchmarks.compiled_report [--target h100|v5e|cpu]
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import tyro
+
+from experiments.benchmarks.compiled import RESULTS
+from experiments.benchmarks.targets import Target
+
+SHAPES = (("bfloat16", 64), ("bfloat16", 256), ("float32", 64), ("float32", 256))
+Cell = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Prints a Markdown table of stored results and draws them."""
+
+    target: Target = "h100"
+    """What they were compiled for."""
+
+
+def main(arguments: Arguments) -> None:
+    """Reads, prints and draws."""
+    path = RESULTS / f"compiled-{arguments.target}.json"
+    result = json.loads(path.read_text())
+    print(table(result))
+    plot(result, path.with_suffix(".png"))
+
+
+def cells(result: dict[str, Any], network: str) -> dict[str, dict[tuple[str, int], Cell]]:
+    """Returns (peak, moved) by form and shape, of the deepest network of a kind."""
+    rows = [row for row in result["rows"] if row["network"] == network]
+    depth = max(row["depth"] for row in rows)
+    found: dict[str, dict[tuple[str, int], Cell]] = {}
+    for row in rows:
+        if row["depth"] == depth:
+            shape = row["dtype"], row["channels"]
+            found.setdefault(row["form"], {})[shape] = row["peak"], row["moved"]
+    return found
+
+
+def table(result: dict[str, Any], network: str = "conv-norm-act") -> str:
+    """Returns peak memory / bytes moved, per layer in activations, as a Markdown table."""
+    heads = [f"{dtype}, {channels} channels" for dtype, channels in SHAPES]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(SHAPES) + 1) + "|"]
+    for form, values in cells(result, network).items():
+        texts = [
+            "{:.2f} / {:.2f}".format(*values[shape]) if shape in values else "" for shape in SHAPES
+        ]
+        lines.append(f"| {form} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draws peak memory against bytes moved, a panel for each dtype, narrow networks."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
+    for axes, (dtype, channels) in zip(panels, (SHAPES[0], SHAPES[2]), strict=True):
+        for form, values in cells(result, "conv-norm-act").items():
+            if (dtype, channels) in values and not form.endswith("leaky"):
+                peak, moved = values[dtype, channels]
+                ours = form.startswith("jbn")
+                axes.plot(moved, peak, "o" if ours else "s", ms=9 if ours else 6)
+                axes.annotate(form, (moved, peak), (4, 6), textcoords="offset points", fontsize=8)
+        axes.set_title(f"{dtype}, {channels} channels")
+        axes.set_xlabel("bytes moved per layer, in activations")
+        axes.margins(x=0.18, y=0.15)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("peak memory per layer, in activations")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,88 @@
+"""Reading compiled programs: bytes, collectives, residuals; which forms keep what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import networks, programs, targets
+from experiments.benchmarks.compiled import kept
+
+HLO = """HloModule example
+
+%sliced (p0: f32[100,4], p1: bf16[8]) -> f32[4] {
+  %p0 = f32[100,4]{1,0} parameter(0)
+  %p1 = bf16[8]{0} parameter(1)
+  %slice.1 = f32[1,4]{1,0} slice(%p0), slice={[0:1], [0:4]}
+  ROOT %r = f32[4]{0} bitcast(%slice.1)
+}
+
+ENTRY %main (a: f32[100,4], b: bf16[8]) -> (f32[4], f32[100,4]) {
+  %a = f32[100,4]{1,0:T(8,128)} parameter(0)
+  %b = bf16[8]{0} parameter(1)
+  %fusion = f32[4]{0} fusion(%a, %b), kind=kLoop, calls=%sliced
+  %call = (f32[100,4]{1,0}, u8[0]{0}) custom-call(%a), custom_call_target="conv"
+  %part = f32[100,4]{1,0} get-tuple-element(%call), index=0
+  %all-reduce-start = f32[4]{0} all-reduce-start(%fusion), to_apply=%add
+  %all-reduce-done = f32[4]{0} all-reduce-done(%all-reduce-start)
+  ROOT %tuple = (f32[4]{0}, f32[100,4]{1,0}) tuple(%all-reduce-done, %part)
+}
+"""
+
+
+def test_bytes_of_a_program_counted_by_hand():
+    fusion = 16 + 16 + 16  # The result, the slice that it reads, and b.
+    call = 1600 + 1600
+    reduce = 16 + 16
+    assert programs.entry_bytes(HLO) == fusion + call + reduce
+    assert programs.count_collectives(HLO) == 1
+
+
+def test_bytes_agree_with_the_compilers_own_count():
+    def f(x, w):
+        y = jnp.tanh(x @ w)
+        return jnp.sum(y * y, 0), y[:3]
+
+    compiled = programs.compile_for(
+        targets.devices("cpu"), f, jnp.ones((64, 32)), jnp.ones((32, 8))
+    )
+    counted = programs.entry_bytes(compiled.as_text() or "")
+    assert counted == pytest.approx(programs.read(compiled).moved_bytes, rel=0.01)
+
+
+def test_residuals_of_a_product_are_its_factors():
+    x = jax.ShapeDtypeStruct((4, 8), jnp.bfloat16)
+    assert programs.residual_bytes(jnp.multiply, x, x) == 2 * 4 * 8 * 2
+
+
+@pytest.mark.parametrize(("name", "activations"), [("jbn", 1), ("jbn, in place", 1)])
+def test_a_norm_keeps_one_activation_of_its_own(name, activations):
+    form = networks.forms("bfloat16")[name]._replace(activation=lambda y: y)
+    share = kept(form, networks.Shape(4, 4, 512, "bfloat16"))
+    assert activations <= share < activations + 0.01
+
+
+@pytest.mark.parametrize("network", [networks.stack, networks.residual])
+def test_steps_of_all_forms_compile_and_agree_on_the_gradient(network):
+    shape = networks.Shape(4, 4, 3, "float32")
+    found = networks.forms("float32")
+    gradients = {}
+    for name in ("jbn", "jbn, policy", "flax.linen"):
+        step, (kernels, _, x) = networks.step(network, found[name], shape, 2)
+        rng = np.random.default_rng(0)
+        kernels = [jnp.asarray(rng.normal(size=k.shape), k.dtype) for k in kernels]
+        x = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+        states = [found[name].make(3, 0.9).state] * 2
+        (_, gradients[name]), _ = jax.jit(step)(kernels, jax.tree.leaves(states), x)
+    for name in ("jbn, policy", "flax.linen"):
+        for a, b in zip(gradients["jbn"], gradients[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_targets_say_what_is_wrong():
+    with pytest.raises(ValueError, match="count=3"):
+        targets.devices("v5e", 3)
+    with pytest.raises(ValueError, match="jax_num_cpu_devices"):
+        targets.devices("cpu", 1000)
+    with pytest.raises(ValueError, match="target='abacus'"):
+        targets.devices("abacus")  # pyright: ignore[reportArgumentType]
