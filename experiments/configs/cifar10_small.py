@@ -1,6 +1,8 @@
 """The `cifar10` preset at widths 16, 32, 32, in float32 and with smaller batches, for a CPU.
 
 Command: python -m experiments.train cifar10_small
+Cost: 2 minutes an epoch on two CPU cores that do nothing else.
+Seen: 73.7% +- 0.5% after 3 epochs, 3 seeds, JPEG copy of CIFAR-10.
 """
 
 import dataclasses

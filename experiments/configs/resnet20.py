@@ -1,6 +1,8 @@
 """ResNet-20 on CIFAR-10 by the classic recipe (He et al. 2015, https://arxiv.org/abs/1512.03385).
 
 Command: python -m experiments.train resnet20
+Cost: 6 minutes an epoch on two CPU cores.
+Seen: 51.8% after the first epoch, 1 seed, JPEG copy of CIFAR-10; 92.2% is published for all of them.
 """
 
 from experiments.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig
