@@ -17,7 +17,7 @@ from experiments.run_folder import RunFolder
 from tests.launch import free_port, start, wait
 
 SMALL = [
-    *("digits", "--data.train-size", "512", "--model.width", "8", "--model.depth", "2"),
+    *("digits", "--data.train-size", "512", "--model.width", "8", "--model.depth", "1"),
     *("--epochs", "2", "--eval-batch-size", "360"),
 ]
 STEPS = 16
