@@ -90,7 +90,7 @@ def with_automatic_axes(f: Callable, x: jax.Array, out_sharding: Any) -> Callabl
 
 
 def _varying_axes(x: jax.Array) -> frozenset[Hashable]:
-    return getattr(jax.typeof(x), "vma", frozenset())
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def _group_index(axis_name: AxisName, groups: Groups) -> jax.Array:

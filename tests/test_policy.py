@@ -49,7 +49,7 @@ WRAPS = {
 def equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
+        for value in jax.tree.leaves(list(equation.params.values())):
             inner = getattr(value, "jaxpr", value)
             if isinstance(inner, jex.core.Jaxpr):
                 yield from equations(inner)

@@ -155,6 +155,21 @@ def test_one_collective_forward_and_one_backward():
     assert collectives(jax.jit(two).lower(X, DY).compile()) == 2
 
 
+@pytest.mark.parametrize("make", [jbn.batch_norm, jbn.inplace_batch_norm, jbn.batch_renorm])
+def test_one_collective_each_way_as_traced(make):
+    """Before a compiler joins what it can; the gradients of the parameters come with it."""
+    norm = make(axis_name="d")
+    params, state = norm.init(3)
+
+    def backward(params, x, dy):
+        return jax.vjp(lambda *inputs: norm.train(inputs[0], state, inputs[1])[0], params, x)[1](dy)
+
+    mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+    specs = P(), P("d")
+    f = jax.shard_map(backward, mesh=mesh, in_specs=(*specs, P("d")), out_specs=specs)
+    assert str(jax.make_jaxpr(f)(params, X, DY)).count("= psum") == 2
+
+
 def test_shards_of_one_value_each_make_a_batch():
     norm = jbn.batch_norm(axis_name="d", decay=0.5)
     params, state = norm.init(3)
