@@ -120,7 +120,8 @@ def shifted_moments(
     groups = shards.freeze_groups(axis_index_groups)
     if axis_name is not None:
         shards.shard_count(axis_name, groups)
-    return _moments(x, features.along_positions(mask, x, axes), axes, axis_name, groups)
+    mask = features.along_positions(mask, x, axes)
+    return _moments_traced_once(x, mask, axes, axis_name, groups)
 
 
 def union(parts: ShiftedMoments) -> ShiftedMoments:
@@ -186,24 +187,56 @@ def _moments_jvp(axes, axis_name, groups, primals, tangents):
     return out, ShiftedMoments(zero(out.shift), dmean, dvar, zero(out.count))
 
 
+# The layers of a network share a trace where their shapes are the same.
+_moments_traced_once = jax.jit(_moments, static_argnums=(2, 3, 4))
+
+
 def _local_moments(x, mask, axes) -> ShiftedMoments:
     """Moments of this shard alone."""
-    dtype = features.statistics_dtype(x)
+    count = _count(x, mask, axes).astype(features.statistics_dtype(x))
+    about_zero = functools.partial(_about_zero_if_close, axes=axes)
+    about_first = functools.partial(_about_first_valid, axes=axes)
+    size = shards.vary_like(jnp.maximum(count, 1), x)
+    parts = lax.platform_dependent(x, mask, size, tpu=about_zero, default=about_first)
+    return ShiftedMoments(*parts, count)
+
+
+def _about_first_valid(x, mask, size, axes):
+    """Shift, offset and variance, with the first valid element of each feature as the shift."""
     first_valid = functools.partial(_first_valid, axes=axes)
     first_valid = shards.with_automatic_axes(first_valid, x, shards.spread_like(x, axes))
-    shift = first_valid(x, mask).astype(dtype)
-    count = _count(x, mask, axes).astype(dtype)
+    shift = first_valid(x, mask).astype(size.dtype)
+    return shift, *_about(shift, x, mask, size, axes)
+
+
+def _about_zero_if_close(x, mask, size, axes):
+    """Shift, offset and variance; the shift is 0 unless a mean is over 8 deviations away from it.
+
+    A TPU sums what a convolution gives while it computes it, but not where an element of that has
+    to be known first. Up to 8 deviations plain sums lose less than two digits of float32; beyond,
+    a second pass takes them about their mean.
+    """
+    zero = jnp.zeros(features.feature_shape(x, axes), size.dtype)
+    mean, var = _about(zero, x, mask, size, axes)
+    return lax.cond(
+        jnp.all(mean**2 <= 64 * var),
+        lambda: (jnp.zeros_like(mean), mean, var),
+        lambda: (mean, *_about(mean, x, mask, size, axes)),
+    )
+
+
+def _about(shift, x, mask, size, axes):
+    """Mean of x - shift, and the variance."""
 
     def deviation():
         # The barrier keeps the two sums from sharing one difference, which XLA would write to
         # memory on a CPU.
         origin = features.along_features(lax.optimization_barrier(shift), x, axes)
-        return features.where_valid(mask, x.astype(dtype) - origin)
+        return features.where_valid(mask, x.astype(shift.dtype) - origin)
 
-    size = jnp.maximum(count, 1)
     offset = jnp.sum(deviation(), features.reduced_axes(x, axes)) / size
     square = jnp.sum(deviation() ** 2, features.reduced_axes(x, axes)) / size
-    return ShiftedMoments(shift, offset, jnp.maximum(square - offset**2, 0), count)
+    return offset, jnp.maximum(square - offset**2, 0)
 
 
 def _or_one(count: jax.Array) -> jax.Array:

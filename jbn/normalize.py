@@ -45,7 +45,7 @@ def normalize(
     wide = features.statistics_dtype(x, mean, gain, bias)
     vectors = [vector.astype(wide) for vector in (mean, gain, bias)]
     mask = features.along_positions(mask, x, axes)
-    return _normalize(x, *vectors, mask, axes, jnp.dtype(dtype or x.dtype))
+    return _normalize_traced_once(x, *vectors, mask, axes, jnp.dtype(dtype or x.dtype))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
@@ -77,6 +77,10 @@ def _normalize_jvp(axes, dtype, primals, tangents):
         return (dy if mask is None else jnp.where(mask, dy, dbias)).astype(dtype)
 
     return _normalize(*primals, axes, dtype), linear(dx, dvectors, x, mean, gain, mask)
+
+
+# The layers of a network share a trace where their shapes are the same.
+_normalize_traced_once = jax.jit(_normalize, static_argnums=(5, 6))
 
 
 def _away_from_zero(gain):

@@ -81,6 +81,7 @@ def widened(state: State, batch: Moments) -> State:
     return jax.tree.map(widen, lax.stop_gradient(state))
 
 
+@jax.jit
 def accepted(state: State, batch: Moments, new: State) -> State:
     """Returns `new` in the dtypes of `state`, or `state` itself after a bad batch; no gradient."""
     good = (batch.count > 0) & jnp.all(jnp.isfinite(batch.mean) & jnp.isfinite(batch.var))

@@ -1,0 +1,62 @@
+"""The sums as a TPU takes them, tried on a CPU: as exact, everywhere, as those of other platforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jbn
+import jbn.testing
+from tests import reference, test_offsets, test_policy, test_shards
+from tests.test_moments import data
+
+
+@pytest.fixture(autouse=True)
+def on_a_tpu(monkeypatch):
+    """Traces what would be compiled for a TPU."""
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("mean", [0, 7, 9, 100, 1e4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments_at_any_offset(mean, masked):
+    x = data((5000, 3), mean=mean)
+    mask = np.arange(5000) % 3 > 0 if masked else None
+    batch = jax.jit(lambda x: jbn.moments(x, mask=mask))(x)
+    wanted = reference.moments(x, mask=mask)
+    np.testing.assert_allclose(batch.var, wanted[1], rtol=1e-5)
+    np.testing.assert_allclose(batch.mean, wanted[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_second_pass_only_where_a_mean_is_far_from_zero():
+    f = jax.jit(jbn.moments)
+    for mean, shifted in ((7, False), (9, True)):
+        x = data((5000, 3), mean=mean)
+        x[:, 1:] -= mean  # One feature is enough.
+        plain = jnp.sum(x, 0) / len(x)
+        assert (f(x).mean[0] != plain[0]) == shifted
+
+
+@pytest.mark.parametrize("value", [0, 1e4, 1e25])
+def test_constant_features(value):
+    batch = jax.jit(jbn.moments)(jnp.full((64, 2), value, jnp.float32))
+    np.testing.assert_allclose(batch.mean, value, rtol=1e-6)
+    np.testing.assert_array_equal(batch.var, 0)
+
+
+@pytest.mark.parametrize("make", [jbn.batch_norm, jbn.batch_renorm, jbn.running_batch_norm])
+def test_laws(make):
+    jbn.testing.check_norm(make)
+
+
+def test_eight_devices():
+    test_offsets.test_eight_shards(1e4)
+    for check_vma in (False, True):
+        for axis_type in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+            test_shards.test_shard_map(True, check_vma, axis_type)
+            test_shards.test_sharded_jit_is_global_by_itself(True, axis_type)
+    test_policy.test_no_collective_is_repeated("ghost")
