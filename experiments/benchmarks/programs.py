@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+AXIS = "d"
+"""The name of the axis along which devices share an argument."""
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"}
 """Instructions that move nothing."""
 _SLICES = {"slice", "dynamic-slice", "gather"}
@@ -35,21 +37,38 @@ class Program(NamedTuple):
     collectives: int
 
 
-def compile_for(devices: list[Any], f: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
+def mesh(devices: list[Any]) -> Mesh:
+    """Returns the devices as a mesh of one axis, `AXIS`."""
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def compile_for(
+    devices: list[Any],
+    f: Callable[..., Any],
+    *arguments: Any,
+    split: Sequence[int] = (),
+    donated: Sequence[int] = (),
+) -> jax.stages.Compiled:
     """Compiles `f` for devices that need not be there.
 
     Args:
       devices: from `targets.devices`.
       f: the function.
-      *arguments: pytrees of arrays, or of anything else with a shape and a dtype; each device holds
-        all of them.
+      *arguments: pytrees of arrays, or of anything else with a shape and a dtype.
+      split: numbers of the arguments whose first axes are spread over the devices; each device
+        holds the whole of the others.
+      donated: numbers of the arguments whose memory the results may take.
     """
-    everywhere = NamedSharding(Mesh(np.array(devices), ("d",)), PartitionSpec())
 
-    def described(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+    def described(number: int, argument: Any) -> Any:
+        spec = PartitionSpec(AXIS) if number in split else PartitionSpec()
+        sharding = NamedSharding(mesh(devices), spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), argument
+        )
 
-    return jax.jit(f).lower(*jax.tree.map(described, arguments)).compile()
+    inputs = [described(number, argument) for number, argument in enumerate(arguments)]
+    return jax.jit(f, donate_argnums=donated).lower(*inputs).compile()
 
 
 def read(compiled: jax.stages.Compiled) -> Program:
