@@ -30,11 +30,13 @@ class Program(NamedTuple):
       peak_bytes: most temporary memory at a time, arguments and results apart.
       moved_bytes: read and written by the operations that the program is a list of.
       collectives: how many operations exchange data between devices.
+      total_bytes: of arguments, results and `peak_bytes`; results in donated memory count once.
     """
 
     peak_bytes: int
     moved_bytes: int
     collectives: int
+    total_bytes: int
 
 
 def mesh(devices: list[Any]) -> Mesh:
@@ -78,7 +80,9 @@ def read(compiled: jax.stages.Compiled) -> Program:
     # XLA's own count is there but for described GPUs, and knows what a TPU keeps on its chip.
     costs: Any = compiled.cost_analysis() or {}
     moved = costs.get("bytes accessed") or entry_bytes(text)
-    return Program(memory.temp_size_in_bytes, int(moved), count_collectives(text))
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.temp_size_in_bytes
+    return Program(peak, int(moved), count_collectives(text), held + peak)
 
 
 def count_collectives(text: str) -> int:
