@@ -27,7 +27,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin")
 DTYPE = jnp.dtype("bfloat16")
 BATCH = 256
 STEP = 8
-# Of a card's memory JAX takes 75% unless told otherwise; from 76% on XLA computes things twice.
+# Of a card's memory JAX takes 75% unless told otherwise; a little above, XLA begins to compute
+# things twice.
 LIMIT = int(0.75 * targets.H100_BYTES)
 
 
