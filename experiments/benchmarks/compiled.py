@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from experiments.benchmarks import networks, programs, targets
+from experiments.benchmarks import collectives, networks, programs, targets
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
 from experiments.benchmarks.networks import Form, Shape
 from experiments.run_folder import RunFolder, versions
@@ -40,8 +40,10 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     """Measures, prints and stores; returns 1 if the target's compiler is missing, else 0."""
     path = arguments.output or RESULTS / f"compiled-{arguments.target}.json"
+    if arguments.target == "cpu":
+        jax.config.update("jax_num_cpu_devices", collectives.DEVICES)
     try:
-        targets.devices(arguments.target)
+        several = targets.devices(arguments.target, collectives.DEVICES)
     except targets.MissingCompiler as error:
         print(error, file=sys.stderr)
         return 1
@@ -53,8 +55,14 @@ def main(arguments: Arguments) -> int:
         "target": arguments.target,
         "batch": BATCHES[arguments.target],
         "versions": versions("jax", "jaxlib", *_compilers(), *sorted(packages - {"jbn", "torch"})),
+        "collectives": old.get("collectives", {}),
         "rows": rows,
     }
+    for name, form in collectives.forms(several).items():
+        if name in arguments.only or not arguments.only:
+            counts = collectives.count(several, form)
+            print(name, "collectives forward and backward:", *counts, flush=True)
+            result["collectives"][name] = counts
     for row in measure(arguments.target, arguments.only):
         print(*row.values(), flush=True)
         rows.append(row)

@@ -1,4 +1,4 @@
-"""The table and the plot of stored results of `compiled`.
+"""Tables and the plot of stored results of `compiled`.
 
 Command: python -m experiments.benchmarks.compiled_report [--target h100|v5e|cpu]
 """
@@ -20,7 +20,7 @@ Cell = tuple[float, float]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Prints a Markdown table of stored results and draws them."""
+    """Prints stored results as Markdown tables and draws them."""
 
     target: Target = "h100"
     """What they were compiled for."""
@@ -30,7 +30,7 @@ def main(arguments: Arguments) -> None:
     """Reads, prints and draws."""
     path = RESULTS / f"compiled-{arguments.target}.json"
     result = json.loads(path.read_text())
-    print(table(result))
+    print(table(result), collectives(result), sep="\n\n")
     plot(result, path.with_suffix(".png"))
 
 
@@ -55,6 +55,14 @@ def table(result: dict[str, Any], network: str = "conv-norm-act") -> str:
             "{:.2f} / {:.2f}".format(*values[shape]) if shape in values else "" for shape in SHAPES
         ]
         lines.append(f"| {form} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def collectives(result: dict[str, Any]) -> str:
+    """Returns collectives of one norm on 8 devices as a Markdown table."""
+    lines = ["| collectives | forward | backward |", "|---|---|---|"]
+    counts = result["collectives"].items()
+    lines += [f"| {form} | {forward} | {backward} |" for form, (forward, backward) in counts]
     return "\n".join(lines)
 
 

@@ -106,25 +106,67 @@ def step(
     """
     # The state as traced: nothing is computed, and no array is a constant of the program.
     layer = form.make(shape.channels, 0.9)
-    states = [jax.eval_shape(lambda: layer.state)] * depth
-    leaves, structure = jax.tree.flatten(states)
-    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves, structure = jax.tree.flatten([jax.eval_shape(lambda: layer.state)] * depth)
     run = form.wrap(partial(network, layer, form.activation))
 
-    def loss(learned, kernels, leaves, x):
-        leaves = list(leaves)
-        for i, leaf in zip(floats, learned, strict=True):
-            leaves[i] = leaf
-        y, new = run(x, kernels, jax.tree.unflatten(structure, leaves))
-        return jnp.mean(jnp.square(y.astype(jnp.float32))), new
-
     def train(kernels, leaves, x):
-        learned = [leaves[i] for i in floats]
-        return jax.grad(loss, (0, 1), has_aux=True)(learned, kernels, leaves, x)
+        learned, join = split_floats(jax.tree.unflatten(structure, leaves))
+
+        def loss(learned, kernels):
+            y, new = run(x, kernels, join(learned))
+            return jnp.mean(jnp.square(y.astype(jnp.float32))), new
+
+        return jax.grad(loss, (0, 1), has_aux=True)(learned, kernels)
 
     kernel = jax.ShapeDtypeStruct((3, 3, shape.channels, shape.channels), jnp.float32)
     x = (shape.batch, shape.size, shape.size, shape.channels)
     return train, ([kernel] * depth, leaves, jax.ShapeDtypeStruct(x, jnp.dtype(shape.dtype)))
+
+
+class NormStep(NamedTuple):
+    """One norm and its activation.
+
+    Attributes:
+      learned: what `forward` takes first.
+      forward: `forward(learned, x) -> (y, state)`.
+      gradients: `gradients(learned, x, dy)`, of `learned` and of x, and the new state.
+    """
+
+    learned: list[Any]
+    forward: Callable[..., Any]
+    gradients: Callable[..., Any]
+
+
+def norm_step(form: Form, channels: int) -> NormStep:
+    """Returns the training step of one norm and its activation, nothing around it."""
+    layer = form.make(channels, 0.9)
+    learned, join = split_floats(layer.state)
+
+    @form.wrap
+    def forward(learned, x):
+        y, state = layer.train(join(learned), x)
+        return form.activation(y.astype(x.dtype)), state
+
+    def gradients(learned, x, dy):
+        def loss(learned, x):
+            y, state = forward(learned, x)
+            return jnp.vdot(y, dy), state
+
+        return jax.grad(loss, (0, 1), has_aux=True)(learned, x)
+
+    return NormStep(learned, forward, gradients)
+
+
+def split_floats(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """Returns the floating-point leaves of a tree, and what puts others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def join(floats: list[Any]) -> Any:
+        found = dict(zip(places, floats, strict=True))
+        return jax.tree.unflatten(structure, [found.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return [leaves[i] for i in places], join
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:

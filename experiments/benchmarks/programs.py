@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+AXIS = "d"
+"""The name of the axis along which devices share an argument."""
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"}
 """Instructions that move nothing."""
 _SLICES = {"slice", "dynamic-slice", "gather"}
@@ -28,28 +30,47 @@ class Program(NamedTuple):
       peak_bytes: most temporary memory at a time, arguments and results apart.
       moved_bytes: read and written by the operations that the program is a list of.
       collectives: how many operations exchange data between devices.
+      total_bytes: of arguments, results and `peak_bytes`; results in donated memory count once.
     """
 
     peak_bytes: int
     moved_bytes: int
     collectives: int
+    total_bytes: int
 
 
-def compile_for(devices: list[Any], f: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
+def mesh(devices: list[Any]) -> Mesh:
+    """Returns the devices as a mesh of one axis, `AXIS`."""
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def compile_for(
+    devices: list[Any],
+    f: Callable[..., Any],
+    *arguments: Any,
+    split: Sequence[int] = (),
+    donated: Sequence[int] = (),
+) -> jax.stages.Compiled:
     """Compiles `f` for devices that need not be there.
 
     Args:
       devices: from `targets.devices`.
       f: the function.
-      *arguments: pytrees of arrays, or of anything else with a shape and a dtype; each device holds
-        all of them.
+      *arguments: pytrees of arrays, or of anything else with a shape and a dtype.
+      split: numbers of the arguments whose first axes are spread over the devices; each device
+        holds the whole of the others.
+      donated: numbers of the arguments whose memory the results may take.
     """
-    everywhere = NamedSharding(Mesh(np.array(devices), ("d",)), PartitionSpec())
 
-    def described(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+    def described(number: int, argument: Any) -> Any:
+        spec = PartitionSpec(AXIS) if number in split else PartitionSpec()
+        sharding = NamedSharding(mesh(devices), spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), argument
+        )
 
-    return jax.jit(f).lower(*jax.tree.map(described, arguments)).compile()
+    inputs = [described(number, argument) for number, argument in enumerate(arguments)]
+    return jax.jit(f, donate_argnums=donated).lower(*inputs).compile()
 
 
 def read(compiled: jax.stages.Compiled) -> Program:
@@ -59,7 +80,9 @@ def read(compiled: jax.stages.Compiled) -> Program:
     # XLA's own count is there but for described GPUs, and knows what a TPU keeps on its chip.
     costs: Any = compiled.cost_analysis() or {}
     moved = costs.get("bytes accessed") or entry_bytes(text)
-    return Program(memory.temp_size_in_bytes, int(moved), count_collectives(text))
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.temp_size_in_bytes
+    return Program(peak, int(moved), count_collectives(text), held + peak)
 
 
 def count_collectives(text: str) -> int:

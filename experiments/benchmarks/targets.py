@@ -1,6 +1,7 @@
 """Devices to compile for, most of which need not be there."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,8 @@ Target = Literal["h100", "v5e", "cpu"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 _H100 = Path(__file__).with_name("h100.textproto")
+H100_BYTES = int(re.findall(r"device_memory_size: (\d+)", _H100.read_text())[0])
+"""The memory of an H100."""
 _V5E_SHAPES = {1: (1, 1), 4: (2, 2), 8: (2, 4), 256: (16, 16)}
 
 

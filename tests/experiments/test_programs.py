@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import networks, programs, targets
+from experiments.benchmarks import collectives, networks, programs, targets
 from experiments.benchmarks.compiled import kept
 
 HLO = """HloModule example
@@ -77,6 +77,31 @@ def test_steps_of_all_forms_compile_and_agree_on_the_gradient(network):
     for name in ("jbn, policy", "flax.linen"):
         for a, b in zip(gradients["jbn"], gradients[name], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["jbn, axis_name", "flax.linen, axis_name", "flax.linen"])
+def test_one_collective_each_way(name):
+    devices = targets.devices("cpu", collectives.DEVICES)
+    assert collectives.count(devices, collectives.forms(devices)[name]) == (1, 1)
+
+
+def test_an_argument_is_split_only_where_asked():
+    devices, x = targets.devices("cpu", 8), jnp.ones((8, 4))
+    memory = [
+        programs.compile_for(devices, jnp.sin, x, split=split).memory_analysis()
+        for split in ((), (0,))
+    ]
+    whole, share = (m.argument_size_in_bytes for m in memory if m is not None)
+    assert (whole, share) == (8 * 4 * 4, 4 * 4)
+
+
+def test_donated_memory_counts_once():
+    one = targets.devices("cpu")
+    apart, donated = (
+        programs.read(programs.compile_for(one, jnp.sin, jnp.ones(1024), donated=numbers))
+        for numbers in ((), (0,))
+    )
+    assert (apart.total_bytes, donated.total_bytes) == (2 * 4096, 4096)
 
 
 def test_targets_say_what_is_wrong():

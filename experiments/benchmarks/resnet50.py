@@ -1,0 +1,133 @@
+"""The memory of ResNet-50's training step on an H100 that need not be there.
+
+Command: python -m experiments.benchmarks.resnet50 [--output FILE]
+"""
+
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+from experiments.benchmarks import programs, targets
+from experiments.benchmarks.linen_networks import ResNet50, training
+from experiments.benchmarks.variants import Variant, variants
+from experiments.run_folder import RunFolder, versions
+
+RESULTS = Path(__file__).parent / "results" / "resnet50-h100.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin")
+DTYPE = jnp.dtype("bfloat16")
+BATCH = 256
+STEP = 8
+# Of a card's memory JAX takes 75% unless told otherwise; a little above, XLA begins to compute
+# things twice.
+LIMIT = int(0.75 * targets.H100_BYTES)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compiles a step of bfloat16 ResNet-50 with jbn's forms and with Flax's batch norm."""
+
+    output: Path = RESULTS
+    """Where the results go, as JSON."""
+
+
+def main(arguments: Arguments) -> int:
+    """Measures, prints and stores; returns 1 if the compiler is missing, else 0."""
+    try:
+        devices = targets.devices("h100")
+    except targets.MissingCompiler as error:
+        print(error, file=sys.stderr)
+        return 1
+    result: dict[str, Any] = {
+        "batch": BATCH,
+        "limit_bytes": LIMIT,
+        "versions": versions(*PACKAGES),
+        "rows": [],
+    }
+    for name, variant in variants(DTYPE).items():
+        result["rows"].append({"form": name} | measure(devices, variant))
+        RunFolder(arguments.output.parent).write(arguments.output.name, result)
+    print(table(result))
+    return 0
+
+
+def measure(devices: list[Any], variant: Variant) -> dict[str, int]:
+    """Compiles a step of SGD with momentum for several batches of 224x224 images.
+
+    The work space of convolutions is missing: a card's library chooses it where the card is.
+
+    Returns:
+      `peak_bytes`, `total_bytes`, `moved_bytes`: see `programs.Program`; `largest_batch`: the
+      largest multiple of 8 whose total is within the limit while XLA computes nothing twice to get
+      there; `largest_bytes`: its total.
+    """
+    init, step = training(ResNet50(variant, DTYPE), optax.sgd(0.1, momentum=0.9), wrap=variant.wrap)
+
+    @functools.cache
+    def compiled(batch: int):
+        images = jax.ShapeDtypeStruct((batch, 224, 224, 3), DTYPE)
+        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        state = jax.eval_shape(init, images)
+        return programs.compile_for(devices, step, state, images, labels, donated=(0,))
+
+    def needs(batch: int) -> float:
+        computes_twice = re.search(r"%[\w.\-]+\.remat\d* = ", compiled(batch).as_text() or "")
+        total = math.inf if computes_twice else programs.read(compiled(batch)).total_bytes
+        print(f"batch {batch}: {total / 1e9:.2f} GB", flush=True)
+        return total
+
+    program = programs.read(compiled(BATCH))
+    largest, total = largest_batch(needs, LIMIT)
+    return {
+        "peak_bytes": program.peak_bytes,
+        "total_bytes": program.total_bytes,
+        "moved_bytes": program.moved_bytes,
+        "largest_batch": largest,
+        "largest_bytes": int(total),
+    }
+
+
+def largest_batch(needs: Callable[[int], float], limit: float) -> tuple[int, float]:
+    """Returns the largest batch within a limit, by a straight line and then by trying around it.
+
+    Args:
+      needs: `needs(batch)`, about linear; called for multiples of `STEP`.
+      limit: what it may be.
+
+    Returns:
+      The batch, and what it needs.
+    """
+    small, large = needs(BATCH // 2), needs(BATCH)
+    slope = (large - small) / (BATCH // 2)
+    batch = int(BATCH + (limit - large) / slope) // STEP * STEP
+    needed = needs(batch)
+    while needed > limit:
+        batch -= STEP
+        needed = needs(batch)
+    while (more := needs(batch + STEP)) <= limit:
+        batch, needed = batch + STEP, more
+    return batch, needed
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns gigabytes (1e9 bytes) and the largest batch as a Markdown table."""
+    heads = ("", f"peak at batch {BATCH}, GB", "in all, GB", "moved, GB", "largest batch")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in result["rows"]:
+        sizes = (row[f"{name}_bytes"] / 1e9 for name in ("peak", "total", "moved"))
+        cells = (row["form"], *(f"{size:.2f}" for size in sizes), str(row["largest_batch"]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))

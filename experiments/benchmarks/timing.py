@@ -1,0 +1,56 @@
+"""Seconds of several libraries, which take turns in one process."""
+
+import random
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+Turn = Callable[[], dict[str, float]]
+"""Runs what is timed; returns the seconds of each part."""
+
+
+def clock(f: Callable[[], Any]) -> float:
+    """Returns the seconds that `f` takes."""
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    turns: dict[str, Turn], rounds: int, warm_up: int = 2
+) -> dict[str, dict[str, list[float]]]:
+    """Lets every library take one turn in each round, in random order.
+
+    Args:
+      turns: by library; all of them time the same parts.
+      rounds: how many.
+      warm_up: how many more before them, which do not count.
+
+    Returns:
+      Seconds by part, library and round.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {}
+    order = random.Random(0)
+    for number in range(-warm_up, rounds):
+        for name in order.sample(list(turns), len(turns)):
+            for part, taken in turns[name]().items():
+                if number >= 0:
+                    seconds.setdefault(part, {n: [] for n in turns})[name].append(taken)
+    return seconds
+
+
+def compared(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, float]]:
+    """Returns each library's median in milliseconds, and the median of its ratios in a round.
+
+    Args:
+      seconds: by library and round.
+      to: the library that ratios are to; those of 2 take twice as long.
+    """
+    ratios = {
+        name: [a / b for a, b in zip(s, seconds[to], strict=True)] for name, s in seconds.items()
+    }
+    return {
+        "median_ms": {name: round(1e3 * median(s), 3) for name, s in seconds.items()},
+        f"times_{to}": {name: round(median(r), 3) for name, r in ratios.items()},
+    }

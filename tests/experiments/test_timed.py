@@ -1,0 +1,50 @@
+"""Libraries take turns, each as often, and are compared within a round."""
+
+import pytest
+
+from experiments.benchmarks import timed, timing
+from experiments.benchmarks.timed_steps import norm_turns, trace_and_compile
+
+
+def test_every_library_takes_a_turn_in_every_round():
+    taken = []
+
+    def turn(name):
+        return lambda: taken.append(name) or {"a": 1.0, "b": len(taken)}
+
+    seconds = timing.interleaved({name: turn(name) for name in "xyz"}, rounds=8, warm_up=2)
+    rounds = [taken[i : i + 3] for i in range(0, 30, 3)]
+    assert len(taken) == 30
+    assert all(sorted(names) == ["x", "y", "z"] for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+    assert seconds["a"] == {name: [1.0] * 8 for name in "xyz"}
+    assert min(seconds["b"]["x"]) > 2 * 3
+
+
+def test_ratios_are_medians_over_rounds():
+    row = timing.compared({"jbn": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 8.0]}, "jbn")
+    assert row["median_ms"] == {"jbn": 2000, "other": 3000}
+    assert row["times_jbn"] == {"jbn": 1, "other": 2}
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 4, 3), (8, 3)])
+def test_norms_are_timed_forward_and_both_ways(shape):
+    rows = list(timed.rows(dict(norm_turns(shape)), 1, shape=shape))
+    assert [row["what"] for row in rows] == ["forward", "forward and backward"]
+    for row in rows:
+        assert {"jbn", "jbn, in place", "flax.linen"} <= set(row["median_ms"])
+        assert row["times_jbn"]["jbn"] == 1
+        assert all(ms > 0 for ms in row["median_ms"].values())
+
+
+def test_tracing_and_compiling_start_anew_each_time():
+    traced = []
+
+    def step(x):
+        traced.append(x)
+        return x + 1
+
+    for number in (1, 2):
+        seconds = trace_and_compile(step, (1.0,))
+        assert len(traced) == number
+        assert set(seconds) == {"trace", "compile"}
