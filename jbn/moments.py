@@ -197,8 +197,8 @@ def _local_moments(x, mask, axes) -> ShiftedMoments:
     about_zero = functools.partial(_about_zero_if_close, axes=axes)
     about_first = functools.partial(_about_first_valid, axes=axes)
     size = shards.vary_like(jnp.maximum(count, 1), x)
-    parts = lax.platform_dependent(x, mask, size, tpu=about_zero, default=about_first)
-    return ShiftedMoments(*parts, count)
+    shift, offset, var = lax.platform_dependent(x, mask, size, tpu=about_zero, default=about_first)
+    return ShiftedMoments(shift, offset, var, count)
 
 
 def _about_first_valid(x, mask, size, axes):

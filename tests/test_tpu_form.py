@@ -1,4 +1,4 @@
-"""The sums as a TPU takes them, tried on a CPU: as exact, everywhere, as those of other platforms."""
+"""The sums as a TPU takes them, tried on a CPU: as exact, everywhere, as on other platforms."""
 
 import jax
 import jax.numpy as jnp

@@ -15,8 +15,8 @@ _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "afte
 """Instructions that move nothing."""
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _COLLECTIVES = re.compile(
-    r" (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
-    r"|collective-broadcast)(?:-start)?\("
+    r"(?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    r"|collective-broadcast)(?:-start)?"
 )
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -24,7 +24,7 @@ _SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\]")
 
 
 class Program(NamedTuple):
-    """What a compiled program costs.
+    """What a compiled program costs, where each conditional takes its cheaper branch.
 
     Attributes:
       peak_bytes: most temporary memory at a time, arguments and results apart.
@@ -77,17 +77,24 @@ def read(compiled: jax.stages.Compiled) -> Program:
     """Returns what a compiled program costs."""
     text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
-    # XLA's own count is there but for described GPUs, and knows what a TPU keeps on its chip.
-    costs: Any = compiled.cost_analysis() or {}
-    moved = costs.get("bytes accessed") or entry_bytes(text)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = memory.temp_size_in_bytes
-    return Program(peak, int(moved), count_collectives(text), held + peak)
+    return Program(peak, moved_bytes(text), count_collectives(text), held + peak)
 
 
 def count_collectives(text: str) -> int:
     """Returns how many operations of a compiled program's text exchange data between devices."""
-    return len(_COLLECTIVES.findall(text))
+    computations, _ = _parse(text)
+    conditionals = [i for body in computations.values() for i in body if i.branches]
+    dearer = {
+        name for i in conditionals for name in i.branches if name != _cheaper(i, computations)
+    }
+    return sum(
+        bool(_COLLECTIVES.fullmatch(instruction.opcode))
+        for name, body in computations.items()
+        if name not in dearer
+        for instruction in body
+    )
 
 
 def residual_bytes(f: Callable[..., Any], *arguments: Any) -> int:
@@ -110,22 +117,38 @@ class _Instruction(NamedTuple):
     def operands(self) -> list[str]:
         return re.findall(r"%([\w.\-]+)", _up_to_closing(self.rest))
 
+    @property
+    def branches(self) -> list[str]:
+        named = re.search(r"branch_computations=\{(.*?)\}", self.rest)
+        listed = named[1] if named else self.rest
+        pattern = r"%([\w.\-]+)" if named else r"(?:true|false)_computation=%([\w.\-]+)"
+        return re.findall(pattern, listed) if self.opcode == "conditional" else []
 
-def entry_bytes(text: str) -> int:
+
+_Computations = dict[str, list[_Instruction]]
+
+
+def moved_bytes(text: str) -> int:
     """Returns the bytes of operands and results, added up over the ENTRY computation.
 
-    Each fusion and each custom call counts once. Of an operand that a fusion only slices, the
-    slices count. Instructions that only name a value count nothing.
+    Each fusion and each custom call counts once, of a conditional the cheaper branch. Of an operand
+    that a fusion only slices, the slices count. Instructions that only name a value count nothing.
 
     Args:
       text: of the compiled program.
     """
     computations, entry = _parse(text)
-    known = {instruction.name: instruction for instruction in entry}
+    return _moved(entry, computations)
+
+
+def _moved(body: list[_Instruction], computations: _Computations) -> int:
+    known = {instruction.name: instruction for instruction in body}
 
     def cost(instruction: _Instruction) -> int:
         if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
             return 0
+        if instruction.branches:
+            return _moved(computations[_cheaper(instruction, computations)], computations)
         if instruction.opcode in _SLICES:
             return 2 * instruction.bytes
         operands = [known[name].bytes for name in instruction.operands]
@@ -135,7 +158,12 @@ def entry_bytes(text: str) -> int:
             operands = [min(size, reads.get(i, size)) for i, size in enumerate(operands)]
         return instruction.bytes + sum(operands)
 
-    return sum(map(cost, entry))
+    return sum(map(cost, body))
+
+
+def _cheaper(conditional: _Instruction, computations: _Computations) -> str:
+    """The branch that moves least: statistics are only taken again where data is far from 0."""
+    return min(conditional.branches, key=lambda name: _moved(computations[name], computations))
 
 
 def _reads(computation: list[_Instruction]) -> dict[int, int]:
@@ -148,8 +176,8 @@ def _reads(computation: list[_Instruction]) -> dict[int, int]:
     return sliced
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], list[_Instruction]]:
-    computations: dict[str, list[_Instruction]] = {}
+def _parse(text: str) -> tuple[_Computations, list[_Instruction]]:
+    computations: _Computations = {}
     entry: list[_Instruction] = []
     for is_entry, name, body in _bodies(text.splitlines()):
         computations[name] = body

@@ -34,7 +34,7 @@ def test_bytes_of_a_program_counted_by_hand():
     fusion = 16 + 16 + 16  # The result, the slice that it reads, and b.
     call = 1600 + 1600
     reduce = 16 + 16
-    assert programs.entry_bytes(HLO) == fusion + call + reduce
+    assert programs.moved_bytes(HLO) == fusion + call + reduce
     assert programs.count_collectives(HLO) == 1
 
 
@@ -46,8 +46,37 @@ def test_bytes_agree_with_the_compilers_own_count():
     compiled = programs.compile_for(
         targets.devices("cpu"), f, jnp.ones((64, 32)), jnp.ones((32, 8))
     )
-    counted = programs.entry_bytes(compiled.as_text() or "")
-    assert counted == pytest.approx(programs.read(compiled).moved_bytes, rel=0.01)
+    costs = compiled.cost_analysis()
+    counted = programs.read(compiled).moved_bytes
+    assert counted == pytest.approx(costs and costs["bytes accessed"], rel=0.01)
+
+
+CONDITIONAL = """HloModule example
+
+%kept (t: (f32[4])) -> f32[4] {
+  %t = (f32[4]{0}) parameter(0)
+  ROOT %got = f32[4]{0} get-tuple-element(%t), index=0
+}
+
+%again (u: (f32[4])) -> f32[4] {
+  %u = (f32[4]{0}) parameter(0)
+  %given = f32[4]{0} get-tuple-element(%u), index=0
+  ROOT %all-reduce.1 = f32[4]{0} all-reduce(%given), to_apply=%add
+}
+
+ENTRY %main (p: s32[], a: f32[4]) -> f32[4] {
+  %p = s32[] parameter(0)
+  %a = f32[4]{0} parameter(1)
+  %all-reduce.2 = f32[4]{0} all-reduce(%a), to_apply=%add
+  %operand = (f32[4]{0}) tuple(%all-reduce.2)
+  ROOT %cond = f32[4]{0} conditional(%p, %operand, %operand), branch_computations={%again, %kept}
+}
+"""
+
+
+def test_a_conditional_counts_by_its_cheaper_branch():
+    assert programs.moved_bytes(CONDITIONAL) == 16 + 16
+    assert programs.count_collectives(CONDITIONAL) == 1
 
 
 def test_residuals_of_a_product_are_its_factors():
