@@ -15,13 +15,14 @@ import tyro
 
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
 from experiments.benchmarks.timed_steps import compilation_turns, norm_turns, resnet20_turns
-from experiments.benchmarks.timing import compared, interleaved
+from experiments.benchmarks.timing import compared, interleaved, table
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((64, 32, 32, 64), (64, 16, 16, 256), (64, 64, 64, 16), (4096, 256))
 BATCH = 128
 NORMS = 53
+TO = "jbn"
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,21 @@ def main(arguments: Arguments) -> None:
         print(row, flush=True)
         result["rows"].append(row)
         RunFolder(path.parent).write(path.name, result)
+    print(table(result["rows"], TO))
 
 
 def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
     """Yields a row for each thing that is timed, `what`, and what it is timed on."""
     for shape in SHAPES:
         yield from rows(dict(norm_turns(shape)), rounds, shape=shape)
-    yield from rows(dict(resnet20_turns(BATCH)), rounds, network="ResNet-20", batch=BATCH)
+    yield from rows(dict(resnet20_turns(BATCH)), rounds, batch=BATCH)
     yield from rows(dict(compilation_turns(NORMS)), compilations, norms=NORMS)
 
 
 def rows(turns: Any, rounds: int, **about: Any) -> Iterator[dict[str, Any]]:
     """Yields the rows of the parts that turns are made of."""
     for part, seconds in interleaved(turns, rounds).items():
-        yield {"what": part} | about | {"rounds": rounds} | compared(seconds, "jbn")
+        yield {"what": part} | about | {"rounds": rounds} | compared(seconds, TO)
 
 
 if __name__ == "__main__":

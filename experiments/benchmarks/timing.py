@@ -54,3 +54,23 @@ def compared(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, fl
         "median_ms": {name: round(1e3 * median(s), 3) for name, s in seconds.items()},
         f"times_{to}": {name: round(median(r), 3) for name, r in ratios.items()},
     }
+
+
+def table(rows: list[dict[str, Any]], to: str) -> str:
+    """Returns rows made of `compared` as a Markdown table: medians of ratios, and milliseconds.
+
+    Args:
+      rows: with `what` was timed and on which `shape`, where there was one.
+      to: the library that ratios are to, whose milliseconds are given.
+    """
+    names = [name for name in dict.fromkeys(n for r in rows for n in r["median_ms"]) if name != to]
+    lines = [f"| | {to}, ms | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        what = row["what"] + "".join(
+            f", {name} {value}" for name, value in row.items() if name in ("batch", "norms")
+        )
+        shape = f" {list(row['shape'])}" if "shape" in row else ""
+        ratios = (row[f"times_{to}"].get(name) for name in names)
+        cells = ["n/a" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        lines.append(f"| {what}{shape} | {row['median_ms'][to]:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -25,6 +25,12 @@ def test_ratios_are_medians_over_rounds():
     row = timing.compared({"jbn": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 8.0]}, "jbn")
     assert row["median_ms"] == {"jbn": 2000, "other": 3000}
     assert row["times_jbn"] == {"jbn": 1, "other": 2}
+    rows = [{"what": "step", "shape": (4, 3)} | row, {"what": "trace", "norms": 53} | row]
+    rows[1] = rows[1] | {"median_ms": {"jbn": 1}, "times_jbn": {"jbn": 1}}
+    assert timing.table(rows, "jbn").splitlines()[2:] == [
+        "| step [4, 3] | 2000.00 | 2.00 |",
+        "| trace, norms 53 | 1.00 | n/a |",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 4, 3), (8, 3)])
