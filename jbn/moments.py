@@ -219,15 +219,26 @@ def _about_zero_if_close(x, mask, size, axes):
     """
     zero = jnp.zeros(features.feature_shape(x, axes), size.dtype)
     mean, var = _about(zero, x, mask, size, axes)
-    return lax.cond(
-        jnp.all(mean**2 <= 64 * var),
-        lambda: (jnp.zeros_like(mean), mean, var),
-        lambda: (mean, *_about(mean, x, mask, size, axes)),
-    )
+
+    def again():
+        return mean, *_mean_and_variance(_sums_by_slices(mean, x, mask, axes), size)
+
+    close = jnp.all(mean**2 <= 64 * var)
+    return lax.cond(close, lambda: (jnp.zeros_like(mean), mean, var), again)
 
 
 def _about(shift, x, mask, size, axes):
     """Mean of x - shift, and the variance."""
+    return _mean_and_variance(_sums(shift, x, mask, axes), size)
+
+
+def _mean_and_variance(sums, size):
+    mean, square = sums[0] / size, sums[1] / size
+    return mean, jnp.maximum(square - mean**2, 0)
+
+
+def _sums(shift, x, mask, axes):
+    """The sums of x - shift and of its square."""
 
     def deviation():
         # The barrier keeps the two sums from sharing one difference, which XLA would write to
@@ -235,9 +246,32 @@ def _about(shift, x, mask, size, axes):
         origin = features.along_features(lax.optimization_barrier(shift), x, axes)
         return features.where_valid(mask, x.astype(shift.dtype) - origin)
 
-    offset = jnp.sum(deviation(), features.reduced_axes(x, axes)) / size
-    square = jnp.sum(deviation() ** 2, features.reduced_axes(x, axes)) / size
-    return offset, jnp.maximum(square - offset**2, 0)
+    reduced = features.reduced_axes(x, axes)
+    return jnp.sum(deviation(), reduced), jnp.sum(deviation() ** 2, reduced)
+
+
+def _sums_by_slices(shift, x, mask, axes):
+    """The same, added up over slices of the innermost of several reduced axes.
+
+    As a whole, x would be copied into another layout first.
+    """
+    *outer, inner = features.reduced_axes(x, axes)
+    slices = math.gcd(x.shape[inner], 8) if outer else 1
+
+    def add_up(shift, x, mask):
+        def add(i, sums):
+            width = x.shape[inner] // slices
+            part = [
+                a if a is None else lax.dynamic_slice_in_dim(a, i * width, width, inner)
+                for a in (x, mask)
+            ]
+            return jax.tree.map(jnp.add, sums, _sums(shift, *part, axes))
+
+        zero = shards.vary_like(jnp.zeros_like(shift), x)
+        return lax.fori_loop(0, slices, add, (zero, zero))
+
+    vector = shards.spread_like(x, axes)
+    return shards.with_automatic_axes(add_up, x, (vector, vector))(shift, x, mask)
 
 
 def _or_one(count: jax.Array) -> jax.Array:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jbn
 import jbn.testing
@@ -41,6 +43,20 @@ def test_a_second_pass_only_where_a_mean_is_far_from_zero():
         assert (f(x).mean[0] != plain[0]) == shifted
 
 
+@pytest.mark.parametrize("spread", [None, AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("width", [16, 24, 7])
+def test_images(width, spread):
+    x, mask = data((4, 6, width, 3), mean=1000), data((4, 6, width), 1) > 0
+    wanted = reference.moments(x, mask=mask)
+    mesh = jax.make_mesh((1 if width % 8 else 8,), ("d",), (spread or AxisType.Auto,))
+    if spread:  # Over the axis that is cut into slices.
+        x, mask = jax.device_put((x, mask), NamedSharding(mesh, P(None, None, "d")))
+    with jax.set_mesh(mesh):
+        batch = jax.jit(lambda x, mask: jbn.moments(x, mask=mask))(x, mask)
+    np.testing.assert_allclose(batch.var, wanted[1], rtol=1e-5)
+    np.testing.assert_allclose(batch.mean, wanted[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0, 1e4, 1e25])
 def test_constant_features(value):
     batch = jax.jit(jbn.moments)(jnp.full((64, 2), value, jnp.float32))
@@ -56,7 +72,7 @@ def test_laws(make):
 def test_eight_devices():
     test_offsets.test_eight_shards(1e4)
     for check_vma in (False, True):
-        for axis_type in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        for axis_type in (AxisType.Auto, AxisType.Explicit):
             test_shards.test_shard_map(True, check_vma, axis_type)
             test_shards.test_sharded_jit_is_global_by_itself(True, axis_type)
     test_policy.test_no_collective_is_repeated("ghost")
