@@ -20,7 +20,8 @@ _COLLECTIVES = re.compile(
 )
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\]")
+# Not what a TPU keeps in the memory on its chip, which it marks as space 1.
+_SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\](?!\{[^}]*S\(1\))")
 
 
 class Program(NamedTuple):

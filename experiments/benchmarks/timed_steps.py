@@ -73,7 +73,10 @@ def resnet20_turns(batch: int) -> Iterator[tuple[str, Turn]]:
         model = ResNet20(10, norm, jnp.float32, norm_activates=name == "jbn, in place")
         init, step = training(model, optax.sgd(0.1), options=(True,))
         run = partial(jax.jit(step), jax.jit(init)(images), images, labels)
-        yield name, lambda run=run: {"step of ResNet-20": clock(lambda: jax.block_until_ready(run()))}
+        yield (
+            name,
+            lambda run=run: {"step of ResNet-20": clock(lambda: jax.block_until_ready(run()))},
+        )
 
 
 def compilation_turns(depth: int, batch: int = 32) -> Iterator[tuple[str, Turn]]:
