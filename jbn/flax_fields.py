@@ -1,5 +1,6 @@
 """What the fields and arguments of Flax's BatchNorm mean in jbn's terms, for both front ends."""
 
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -27,16 +28,20 @@ class BatchNormFields(Protocol):
 def norm_of(fields: BatchNormFields, params: BatchNormParams, x: jax.Array, **changes: Any) -> Norm:
     """Returns the norm that the fields describe; `changes` replace options of `batch_norm`."""
     options: dict[str, Any] = dict(  # noqa: C408
-        axis=fields.axis,
+        axis=fields.axis if isinstance(fields.axis, int) else tuple(fields.axis),
         decay=fields.momentum,
         epsilon=fields.epsilon,
         axis_name=fields.axis_name,
-        axis_index_groups=fields.axis_index_groups,
+        axis_index_groups=shards.freeze_groups(fields.axis_index_groups),
         use_scale=fields.use_scale,
         use_bias=fields.use_bias,
         dtype=fields.dtype or _common_dtype(x, params),
     )
-    return batch_norm(**(options | changes))
+    return _same_norm(**(options | changes))
+
+
+# Layers with the same fields share a norm, and by it a trace.
+_same_norm = functools.lru_cache(batch_norm)
 
 
 def require_same_params(layer: object, params: BatchNormParams, wanted: BatchNormParams) -> None:

@@ -104,8 +104,8 @@ def _unions(
     groups = jax.vmap(union)(jax.tree.map(lambda a: _rows(a, per_group), parts))
     mean, var, count = jax.vmap(ShiftedMoments.joined)(groups)
     # As one array, whose cotangents are added up over the shards by one collective.
-    vectors = shards.vary_like(jnp.stack([mean, var]), x)[:, mine // per_group]
-    return Moments(vectors[0], vectors[1], count[mine // per_group]), union(groups).joined()
+    mean, var = (vectors[mine // per_group] for vectors in shards.vary_like((mean, var), x))
+    return Moments(mean, var, count[mine // per_group]), union(groups).joined()
 
 
 def _rows(array: jax.Array, size: int) -> jax.Array:

@@ -102,8 +102,8 @@ def _train_jvp(how, primals, tangents):
         dvar = 2 * (mean_hat_dx / rstd + (mean - batch.mean) * mean_dx)
         dbatch = Moments(mean_dx, dvar, jnp.zeros_like(batch.count))
         _, (dmean, drstd) = jax.jvp(functools.partial(how.choose, state), (batch,), (dbatch,))
-        vectors = jnp.stack([dmean, scale * drstd / rstd + dscale, dbias])
-        dmean, dfactor, dbias = shards.vary_like(vectors, y)
+        dfactor = scale * drstd / rstd + dscale
+        dmean, dfactor, dbias = shards.vary_like((dmean, dfactor, dbias), y)
         gain = rstd * scale
         dz = dx * along(gain) + hat * along(dfactor) + along(dbias - dmean * gain)
         dz = dz if valid is None else jnp.where(valid, dz, along(dbias))

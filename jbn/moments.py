@@ -155,12 +155,12 @@ def means(
     axes: tuple[int, ...],
     axis_name: shards.AxisName | None,
     groups: shards.Groups | None,
-) -> jax.Array:
+) -> list[jax.Array]:
     """Returns the sum of each term over the batch, divided by the count, by one collective."""
-    sums = jnp.stack([jnp.sum(term, features.reduced_axes(term, axes)) for term in terms])
+    totals = [jnp.sum(term, features.reduced_axes(term, axes)) for term in terms]
     if axis_name is not None:
-        sums = shards.all_sum(sums, axis_name, groups)
-    return sums / jnp.maximum(count, 1)
+        totals = shards.all_sum(jnp.stack(totals), axis_name, groups)
+    return [total / jnp.maximum(count, 1) for total in totals]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))

@@ -67,7 +67,7 @@ def _normalize_jvp(axes, dtype, primals, tangents):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dvectors, x, mean, gain, mask):
-        dmean, dgain, dbias = shards.vary_like(jnp.stack(dvectors), x)
+        dmean, dgain, dbias = shards.vary_like(dvectors, x)
         mean, gain, dgain, dbias, doffset = (
             features.along_features(v, x, axes)
             for v in (mean, gain, dgain, dbias, dbias - dmean * gain)

@@ -68,13 +68,16 @@ def all_sum(x: jax.Array, axis_name: AxisName, groups: Groups | None) -> jax.Arr
     return _place(x, index, len(groups), axis_name)[index]
 
 
-def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Marks `x` as varying over every axis that `like` varies over (`shard_map`'s `check_vma`).
+def vary_like(vectors: Sequence[jax.Array], like: jax.Array) -> Sequence[jax.Array]:
+    """Marks vectors of one shape as varying over every axis that `like` varies over.
 
-    Done by hand on a stack of vectors, its transpose is one collective, not one a vector.
+    `shard_map` with `check_vma` would do so for each; of a stack of them the transpose is one
+    collective.
     """
-    missing = _varying_axes(like) - _varying_axes(x)
-    return lax.pcast(x, tuple(missing), to="varying") if missing else x
+    missing = _varying_axes(like) - _varying_axes(vectors[0])
+    if not missing:
+        return vectors
+    return tuple(lax.pcast(jnp.stack(vectors), tuple(missing), to="varying"))
 
 
 def spread_like(x: jax.Array, axes: Iterable[int]) -> NamedSharding:

@@ -23,7 +23,7 @@ def shift_offset_var(
     """
     about_zero = functools.partial(_about_zero_if_close, axes=axes)
     about_first = functools.partial(_about_first_valid, axes=axes)
-    size = shards.vary_like(size, x)
+    (size,) = shards.vary_like((size,), x)
     return lax.platform_dependent(x, mask, size, tpu=about_zero, default=about_first)
 
 
@@ -64,15 +64,10 @@ def _mean_and_variance(sums, size):
 
 def _sums(shift, x, mask, axes):
     """The sums of x - shift and of its square."""
-
-    def deviation():
-        # The barrier keeps the two sums from sharing one difference, which XLA would write to
-        # memory on a CPU.
-        origin = features.along_features(lax.optimization_barrier(shift), x, axes)
-        return features.where_valid(mask, x.astype(shift.dtype) - origin)
-
+    deviation = x.astype(shift.dtype) - features.along_features(shift, x, axes)
+    deviation = features.where_valid(mask, deviation)
     reduced = features.reduced_axes(x, axes)
-    return jnp.sum(deviation(), reduced), jnp.sum(deviation() ** 2, reduced)
+    return jnp.sum(deviation, reduced), jnp.sum(deviation**2, reduced)
 
 
 def _sums_by_slices(shift, x, mask, axes):
@@ -95,8 +90,8 @@ def _sums_by_slices(shift, x, mask, axes):
             more = _sums(shift, part(x), None if mask is None else part(mask), axes)
             return jax.tree.map(jnp.add, sums, more)
 
-        zero = shards.vary_like(jnp.zeros_like(shift), x)
-        return lax.fori_loop(0, slices, add, (zero, zero))
+        zeros = shards.vary_like((jnp.zeros_like(shift),) * 2, x)
+        return lax.fori_loop(0, slices, add, tuple(zeros))
 
     vector = shards.spread_like(x, axes)
     return shards.with_automatic_axes(add_up, x, (vector, vector))(shift, x, mask)

@@ -207,7 +207,14 @@ def make_norm(
         y = apply(params, x, mask, method.recall(state))
         return y if activation is None else activation.apply(y)
 
-    return Norm(init, train, infer)
+    # Of layers whose norm and shapes are the same only the first is traced.
+    traced_once = jax.jit(train)
+
+    def train_arrays(params, state, x, *, mask=None):
+        mask = None if mask is None else jnp.asarray(mask)
+        return traced_once(params, state, jnp.asarray(x), mask=mask)
+
+    return Norm(init, train_arrays, infer)
 
 
 def _require_two_values(x, axis, axis_name, index_groups, group_size) -> None:
