@@ -165,8 +165,9 @@ def make_norm(
             vectors["bias"] = params.bias
         features.require_feature_shape(x, features.feature_axes(x, axis), **vectors)
 
-    def train(params, state, x, *, mask=None):
-        x = jnp.asarray(x)
+    # Of layers whose norm and shapes are the same only the first is traced.
+    @jax.jit
+    def traced(params, state, x, mask):
         check(params, state, x)
         replace = replaced_method.value
         current = replace(method) if replace else method
@@ -201,20 +202,16 @@ def make_norm(
         new = current.update(running.widened(state, batch), batch, batch.count / per_example)
         return y, running.accepted(state, batch, new)
 
+    def train(params, state, x, *, mask=None):
+        return traced(params, state, jnp.asarray(x), None if mask is None else jnp.asarray(mask))
+
     def infer(params, state, x, *, mask=None):
         x, state = jnp.asarray(x), lax.stop_gradient(state)
         check(params, state, x)
         y = apply(params, x, mask, method.recall(state))
         return y if activation is None else activation.apply(y)
 
-    # Of layers whose norm and shapes are the same only the first is traced.
-    traced_once = jax.jit(train)
-
-    def train_arrays(params, state, x, *, mask=None):
-        mask = None if mask is None else jnp.asarray(mask)
-        return traced_once(params, state, jnp.asarray(x), mask=mask)
-
-    return Norm(init, train_arrays, infer)
+    return Norm(init, train, infer)
 
 
 def _require_two_values(x, axis, axis_name, index_groups, group_size) -> None:
