@@ -44,6 +44,7 @@ def cells(result: dict[str, Any], network: str) -> dict[str, dict[tuple[str, int
         for row in result["rows"]
         if row["network"] == network and not row["form"].endswith("leaky")
     ]
+    rows.sort(key=lambda row: not row["form"].startswith("jbn"))
     depth = max(row["depth"] for row in rows)
     found: dict[str, dict[tuple[str, int], Cell]] = {}
     for row in rows:
