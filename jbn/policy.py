@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 Values = TypeVar("Values")
@@ -28,7 +29,9 @@ def kept(values: Values) -> Values:
     def name(value: jax.Array) -> jax.Array:
         named = checkpoint_name(value, _NAME)
         # All who use the value use this identity, which the backward pass repeats: otherwise each
-        # derivative rule would be handed a copy of its own. XLA takes it away.
-        return named * jnp.ones((), value.dtype)
+        # derivative rule would be handed a copy of its own. XLA would take a product by 1 away,
+        # and then keeps more.
+        form = jnp.finfo(value.dtype)
+        return lax.reduce_precision(named, form.nexp, form.nmant)
 
     return jax.tree.map(name, values)
