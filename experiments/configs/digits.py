@@ -1,6 +1,8 @@
 """A small CNN on scikit-learn's 8x8 digits; needs no download.
 
 Command: python -m experiments.train
+Cost: under a minute on two CPU cores, with compilation.
+Seen: 99.4%, 1 seed.
 """
 
 from experiments.config import AugmentConfig, Config, ModelConfig, OptimizerConfig
