@@ -19,6 +19,10 @@ class DataConfig:
     dataset: Literal["digits", "cifar10"] = "digits"
     train_size: int | None = None
     """Number of training images to use; all of them by default."""
+    test_size: int | None = None
+    """Number of test images to use; all of them by default."""
+    shrink: int = 1
+    """Pixels along each axis of which the network sees the mean."""
     gain: float = 1.0
     """Standard deviation of the network's input over the training images."""
 
@@ -148,8 +152,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], kind: Any = Config) -> Any:
-    """Returns the configuration that `to_dict` was given, also after a trip through JSON."""
-    return kind(**{k: _restore(values[k], t) for k, t in get_type_hints(kind).items()})
+    """Returns the configuration that `to_dict` was given, also after a trip through JSON.
+
+    What an older version did not know yet has its default.
+    """
+    types = get_type_hints(kind)
+    return kind(**{k: _restore(values[k], t) for k, t in types.items() if k in values})
 
 
 def _restore(value, kind):
@@ -161,18 +169,23 @@ def _restore(value, kind):
     return value
 
 
-def changes(config: Config) -> dict[str, Any]:
-    """Returns what differs from the defaults: `{"norm.decay": 0.99}`."""
+def flat(config: Config) -> dict[str, Any]:
+    """Returns the configuration without sections: `{"norm.decay": 0.9, ...}`."""
 
-    def flat(values, prefix=""):
+    def entries(values, prefix=""):
         for key, value in values.items():
             if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
+                yield from entries(value, f"{prefix}{key}.")
             else:
                 yield prefix + key, value
 
-    default = dict(flat(to_dict(Config(config.name))))
-    return {key: value for key, value in flat(to_dict(config)) if value != default[key]}
+    return dict(entries(to_dict(config)))
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """Returns what differs from the defaults: `{"norm.decay": 0.99}`."""
+    default = flat(Config(config.name))
+    return {key: value for key, value in flat(config).items() if value != default[key]}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -60,13 +60,37 @@ def load(config: DataConfig, folder: Path | None = None, variant: str | None = N
       DataError: the data cannot be had or is damaged.
     """
     dataset = _digits() if config.dataset == "digits" else _cifar10(folder, variant)
-    available = len(dataset.train_labels)
-    size = available if config.train_size is None else config.train_size
-    if not 0 < size <= available:
-        raise DataError(f"data.train_size={size} must be from 1 to {available}, all there are.")
-    return dataset._replace(
-        train_images=dataset.train_images[:size], train_labels=dataset.train_labels[:size]
+    train = _size("train_size", config.train_size, len(dataset.train_labels))
+    test = _size("test_size", config.test_size, len(dataset.test_labels))
+    dataset = dataset._replace(
+        train_images=_shrunk(dataset.train_images[:train], config.shrink),
+        train_labels=dataset.train_labels[:train],
+        test_images=_shrunk(dataset.test_images[:test], config.shrink),
+        test_labels=dataset.test_labels[:test],
     )
+    if config.shrink == 1:
+        return dataset
+    height, width = dataset.train_images.shape[1:3]
+    return dataset._replace(variant=f"{dataset.variant}, shrunk to {width}x{height}")
+
+
+def _size(name: str, size: int | None, available: int) -> int:
+    if size is None:
+        return available
+    if not 0 < size <= available:
+        raise DataError(f"data.{name}={size} must be from 1 to {available}, all there are.")
+    return size
+
+
+def _shrunk(images: np.ndarray, by: int) -> np.ndarray:
+    """Means over squares of pixels, rounded."""
+    number, height, width, channels = images.shape
+    if by < 1 or height % by or width % by:
+        raise DataError(f"data.shrink={by} must divide the images' {width}x{height} pixels.")
+    if by == 1:
+        return images
+    squares = images.reshape(number, height // by, by, width // by, by, channels)
+    return np.round(squares.mean((2, 4))).astype(np.uint8)
 
 
 def _digits() -> Dataset:

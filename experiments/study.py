@@ -18,7 +18,7 @@ from experiments.data import DataError, Dataset, load
 from experiments.progress import Display
 from experiments.run_folder import environment
 from experiments.studies import STUDIES
-from experiments.studies.folder import StudyFolder
+from experiments.studies.folder import StudyFolder, folder_of
 from experiments.studies.records import Record
 from experiments.studies.report import write_report
 from experiments.studies.study import Scale, Study
@@ -38,10 +38,13 @@ class Arguments:
     """Write one report of all that were carried out, from their stored runs."""
     smoke: bool = False
     """A few steps of each, to see that they run; into a temporary folder."""
+    cifar10: bool = False
+    """On a subset of CIFAR-10 at half its resolution, sized for a CPU."""
     full: bool = False
-    """On all of CIFAR-10, sized for a GPU; into a folder of its own."""
+    """On all of CIFAR-10, sized for a GPU."""
     output: Path | None = None
-    """Folder of the results; by default experiments/studies/results, its `full`, or a temporary."""
+    """Folder of the results, by default experiments/studies/results; those on CIFAR-10 have folders
+    in it."""
     data_dir: Path | None = None
     """Folder with CIFAR-10's binary files, unpacked; by default they are fetched and cached."""
     data_variant: str | None = None
@@ -76,25 +79,25 @@ def carry_out(arguments: Arguments) -> Path:
     for name in names:
         if name not in STUDIES:
             raise StudyError(f"There is no study {name!r}; choose from: {', '.join(STUDIES)}.")
-    if arguments.smoke and arguments.full:
-        raise StudyError("--smoke and --full cannot both be.")
+    flags: tuple[Scale, ...] = ("smoke", "cifar10", "full")
+    asked: list[Scale] = [flag for flag in flags if getattr(arguments, flag)]
+    if len(asked) > 1:
+        raise StudyError(f"Give one of --smoke, --cifar10 and --full, not {len(asked)}.")
+    scale: Scale = asked[0] if asked else "digits"
     if not names and not arguments.report:
         raise StudyError(f"Name a study, or --all: {', '.join(STUDIES)}.")
-    scale: Scale = "smoke" if arguments.smoke else "full" if arguments.full else "cpu"
-    output = arguments.output or _default_output(scale)
+    results = arguments.output or (RESULTS if scale != "smoke" else _temporary())
     images = lru_cache(8)(lambda data: load(data, arguments.data_dir, arguments.data_variant))
     for name in names:
-        _carry_out(STUDIES[name], scale, StudyFolder(output / name), images)
+        _carry_out(STUDIES[name], scale, StudyFolder(folder_of(results, name, scale)), images)
     if arguments.report:
-        write_report(output)
-    print(f"Results are in {output}.")
-    return output
+        write_report(results)
+    print(f"Results are in {results}.")
+    return results
 
 
-def _default_output(scale: Scale) -> Path:
-    if scale == "smoke":
-        return Path(tempfile.mkdtemp(prefix="jbn-studies-"))
-    return RESULTS / "full" if scale == "full" else RESULTS
+def _temporary() -> Path:
+    return Path(tempfile.mkdtemp(prefix="jbn-studies-"))
 
 
 def _carry_out(study: Study, scale: Scale, folder: StudyFolder, images) -> None:
@@ -102,7 +105,7 @@ def _carry_out(study: Study, scale: Scale, folder: StudyFolder, images) -> None:
     finished = {record.key for record in folder.finished(settings)}
     missing = [setting for setting in settings if setting.key not in finished]
     print(f"{study.name}: {len(missing)} of {len(settings)} runs to make.", flush=True)
-    flag = "" if scale == "cpu" else f" --{scale}"
+    flag = "" if scale == "digits" else f" --{scale}"
     command = f"python -m experiments.study {study.name}{flag}"
     with Display(len(settings), len(finished), unit=f"{study.name} run") as display:
         for number, setting in enumerate(missing, len(finished) + 1):

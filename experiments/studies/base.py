@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 from experiments.config import Config, ModelConfig, OptimizerConfig
+from experiments.studies.records import Records
 from experiments.studies.study import Scale
+from experiments.studies.words import listed
 
 RATES = (0.02, 0.05, 0.1)
 """Learning rates of which each arm gets its best, where arms are compared; around those at which
@@ -12,7 +14,7 @@ RATES = (0.02, 0.05, 0.1)
 
 
 def base(scale: Scale, name: str) -> Config:
-    """Returns a small CNN on scikit-learn's digits; in full, a larger one on CIFAR-10.
+    """Returns a small CNN on scikit-learn's digits or a tenth of CIFAR-10, or a larger one on all.
 
     The learning rate falls to 0 on a straight line; no weight decay, no augmentation.
     """
@@ -20,10 +22,20 @@ def base(scale: Scale, name: str) -> Config:
     config = Config(name, model=ModelConfig(width=16), optimizer=optimizer)
     if scale == "smoke":
         return change(config, data={"train_size": 128}, model={"width": 4, "depth": 2}, epochs=1.0)
+    if scale == "cifar10":
+        subset = {"dataset": "cifar10", "train_size": 5000, "test_size": 1000, "shrink": 2}
+        return change(config, data=subset)
     if scale == "full":
         model = ModelConfig(width=64, depth=8)
         return change(config, data={"dataset": "cifar10"}, model=model, epochs=20.0, batch_size=128)
     return config
+
+
+def convolutions(records: Records) -> str:
+    """Returns in words which convolutions `base`'s network has."""
+    width, depth = (records[0].value(f"model.{name}") for name in ("width", "depth"))
+    channels = [width * (1 if index < depth // 2 else 2) for index in range(depth)]
+    return f"{depth} convolutions of {listed(map(str, channels))} channels"
 
 
 def change(config: Config, **fields: Any) -> Config:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import base, change
+from experiments.studies.base import base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch, recalibrated
@@ -26,7 +26,7 @@ _BATCH = 128
 
 def settings(scale: Scale) -> list[Setting]:
     """Returns runs of each method, at each normalisation batch where it has one."""
-    sizes = (2,) if scale == "smoke" else (2, 4, 8, 32, _BATCH)
+    sizes = {"smoke": (2,), "cifar10": (2, 8, _BATCH)}.get(scale, (2, 4, 8, 32, _BATCH))
     rates = (0.1,) if scale == "smoke" else (0.05, 0.1, 0.2)
     methods = ("batch", "running") if scale == "smoke" else tuple(figures.METHODS)
     seeds = 1 if scale == "smoke" else 3
@@ -41,7 +41,7 @@ def settings(scale: Scale) -> list[Setting]:
                 norm={"method": method, "group_size": size if grouped else None},
                 optimizer={"learning_rate": rate},
                 batch_size=min(_BATCH, config.data.train_size or _BATCH),
-                epochs=1.0 if scale == "smoke" else 12.0,
+                epochs={"smoke": 1.0, "cifar10": 8.0}.get(scale, 12.0),
                 seed=seed,
             )
             labels = {"norm": method, "size": size, "rate": rate, "seed": seed}
@@ -135,6 +135,22 @@ def _values(records: Records, method: str, sizes: list[int], name: str) -> np.nd
     return np.array([_chosen(records, method, size).values(name) for size in sizes]).T
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    run = records[0]
+    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
+    return (
+        f"{convolutions(records)}, {run.value('epochs'):g} epochs of batches of"
+        f" {run.value('batch_size')}, of which so many images are normalised together; the"
+        " optimizer sees the mean gradient of all. Running batch norm takes the parts one after"
+        f" another. Learning rate falling to 0 from one of {rates}, each method at each size at"
+        " the best of them on the test images. Recalibrated: statistics of all training images at"
+        " the final weights. Renorm's limits widen to"
+        f" {run.value('norm.r_max'):g} and {run.value('norm.d_max'):g} in the first"
+        f" {run.value('norm.widening_steps')} steps."
+    )
+
+
 STUDY = Study(
     name="batch_size",
     question="How small may the normalisation batch be?",
@@ -142,14 +158,7 @@ STUDY = Study(
         "batch norm needs large batches: in small ones it is worse, and renorm, running batch norm"
         " and group norm are better."
     ),
-    method=(
-        "Four convolutions (16, 16, 32, 32 channels), 12 epochs of batches of 128, of which so many"
-        " images are normalised together; the optimizer sees the mean gradient of all 128. Running"
-        " batch norm takes the parts one after another. Learning rate falling to 0 from 0.05, 0.1"
-        " or 0.2, each method at each size at the best of them on the test images. Recalibrated:"
-        " statistics of all training images at the final weights. Renorm's limits widen to 3 and 5"
-        " in the first 100 of 132 steps."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

@@ -14,7 +14,7 @@ import jbn.linen
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.studies import figures
-from experiments.studies.base import base, change
+from experiments.studies.base import base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training
@@ -178,6 +178,16 @@ def _errors(means, squares, random) -> tuple[list[float], list[float]]:
     return mean, var
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    return (
+        f"Of a trained net ({convolutions(records)}) every norm's input is taken over all training"
+        f" images; {_DRAWS} batches of each size are drawn with replacement, and their mean and"
+        " variance of each channel compared with those of all images (root mean square over draws"
+        f" and channels). Throughput: {_TIMED_STEPS} training steps after the first three."
+    )
+
+
 STUDY = Study(
     name="estimates",
     question="How good are a batch's statistics, and how fast is a batch?",
@@ -185,13 +195,7 @@ STUDY = Study(
         "small batches estimate mean and variance badly, large ones well, and large ones are "
         "processed faster."
     ),
-    method=(
-        "Of a trained net (four convolutions of 16, 16, 32, 32 channels) every norm's input is"
-        f" taken over all training images; {_DRAWS} batches of each size are drawn with"
-        " replacement, and their mean and variance of each channel compared with those of all"
-        f" images (root mean square over draws and channels). Throughput: {_TIMED_STEPS} training"
-        " steps after the first three."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

@@ -8,7 +8,13 @@ from experiments.report import STYLE, save
 from experiments.run_folder import RunFolder
 from experiments.studies import records
 from experiments.studies.records import Record, Records, Setting
-from experiments.studies.study import Study
+from experiments.studies.study import Scale, Study
+from experiments.studies.words import listed
+
+
+def folder_of(results: Path, name: str, scale: Scale) -> Path:
+    """Returns the folder of a study among the results of all."""
+    return results / scale / name if scale in ("cifar10", "full") else results / name
 
 
 class StudyFolder:
@@ -21,6 +27,7 @@ class StudyFolder:
     def __init__(self, path: Path):
         self.path = path
         self.runs = path / "runs.jsonl"
+        self.answer = path / "answer.md"
         self.environment = RunFolder(path)
 
     def append(self, record: Record) -> None:
@@ -36,7 +43,7 @@ class StudyFolder:
         environment = self.environment.read("environment.json")
         with plt.rc_context(STYLE):
             save(study.plot(made, caption(made, environment)), self.path / "figure.png")
-        (self.path / "answer.md").write_text(text(study, made, environment))
+        self.answer.write_text(text(study, made, environment))
 
 
 def caption(made: Records, environment: dict) -> str:
@@ -47,6 +54,20 @@ def caption(made: Records, environment: dict) -> str:
 def _seeds(made: Records) -> str:
     count = len(made.labels("seed"))
     return f"{count} seed" + "s" * (count != 1)
+
+
+def _sizes(made: Records) -> str:
+    """How many of the images were used, where it was not all."""
+
+    def sizes(name):
+        return sorted({r.value(f"data.{name}") for r in made} - {None})
+
+    parts = [
+        f"{listed(f'{size:,}' for size in sizes(name))} {words}"
+        for name, words in (("train_size", "training images"), ("test_size", "test images"))
+        if sizes(name)
+    ]
+    return f", {listed(parts)}" if parts else ""
 
 
 def text(study: Study, made: Records, environment: dict) -> str:
@@ -62,8 +83,8 @@ The claim: {study.claim}
 
 ![{study.question}](figure.png)
 
-How: {study.method} {environment["data"]}; {_seeds(made)} of each setting (initial weights and
-order of the images), over which spreads are standard deviations.
+How: {study.method(made)} {environment["data"]}{_sizes(made)}; {_seeds(made)} of each setting
+(initial weights and order of the images), over which spreads are standard deviations.
 
 {len(made)} runs, {minutes:.1f} minutes with compilation, on {machine}; {versions}.
 `{environment["command"]}`

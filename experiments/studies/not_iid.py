@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import RATES, base, change
+from experiments.studies.base import RATES, base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch
@@ -20,13 +20,14 @@ METHODS = ("batch", "renorm", "running", "group", "none")
 
 def settings(scale: Scale) -> list[Setting]:
     """Returns runs of each method, with 1, 2, 4 or any number of classes in a batch."""
-    seeds = {"smoke": 1, "cpu": 3, "full": 3}[scale]
-    classes = (2,) if scale == "smoke" else (1, 2, 4, None)
+    seeds = 1 if scale == "smoke" else 3
+    classes = {"smoke": (2,), "cifar10": (1, 2, None)}.get(scale, (1, 2, 4, None))
     methods = ("batch", "none") if scale == "smoke" else METHODS
     rates = (0.1,) if scale == "smoke" else RATES
     runs = []
     for method, count, rate, seed in product(methods, classes, rates, range(seeds)):
         config = change(base(scale, "not_iid"), norm={"method": method}, seed=seed)
+        config = change(config, epochs=6.0) if scale == "cifar10" else config
         config = change(config, optimizer={"learning_rate": rate}, classes_per_batch=count)
         labels = {"norm": method, "classes": count or "any", "rate": rate, "seed": seed}
         runs.append(Setting(labels, config))
@@ -135,6 +136,19 @@ def _values(records: Records, method: str, classes: list[Any], name: str) -> np.
     return np.array([arm[:runs] for arm in arms]).T
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    run = records[0]
+    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
+    counts = listed(str(count) for count in records.labels("classes") if count != "any")
+    return (
+        f"{convolutions(records)}, {run.value('epochs'):g} epochs of batches of"
+        f" {run.value('batch_size')} that hold equal parts of so many classes ({counts}), or what"
+        f" chance gives; learning rate falling to 0 from one of {rates}, each method at the best of"
+        f" them on the test images. Running statistics keep {run.value('norm.decay'):g} of the old."
+    )
+
+
 STUDY = Study(
     name="not_iid",
     question="What happens when batches are not mixed?",
@@ -142,12 +156,7 @@ STUDY = Study(
         "where a batch holds few classes its statistics are not those of the data, and batch norm "
         "fails in inference; batch renorm and running batch norm do not (Ioffe 2017)."
     ),
-    method=(
-        "Four convolutions (16, 16, 32, 32 channels), 10 epochs of batches of 64 that hold equal"
-        " parts of 1, 2 or 4 classes, or what chance gives; learning rate falling to 0 from 0.02,"
-        " 0.05 or 0.1, each method at the best of them on the test images. Running statistics keep"
-        " 0.9 of the old."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

@@ -14,7 +14,7 @@ from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model
 from experiments.studies import figures
-from experiments.studies.base import base, change
+from experiments.studies.base import base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, logits, logits_by_batch
@@ -39,7 +39,7 @@ def settings(scale: Scale) -> list[Setting]:
         for seed in range(seeds)
     ]
     nets = ("small",) if scale == "smoke" else NETS
-    calls = {"smoke": 10, "cpu": 300, "full": 1000}[scale]
+    calls = {"smoke": 10, "digits": 300, "cifar10": 300, "full": 1000}[scale]
     for net, seed in product(nets, range(seeds)):
         labels = {"measure": "latency", "net": net, "calls": calls, "seed": seed}
         runs.append(Setting(labels, change(config, model={"name": net}, seed=seed)))
@@ -195,6 +195,17 @@ def answer(records: Records) -> str:
     return "\n\n".join([*parts, table(head, rows)])
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    calls = records.where(measure="latency")[0].labels["calls"]
+    return (
+        f"{convolutions(records)} trained for {records[0].value('epochs'):g} epochs: {_IMAGES} test"
+        f" images, each in {_BATCHES} batches with {_SIZE - 1} random others. Latency: the median"
+        f" of {calls} calls of a compiled inference that is given its weights, the variants in"
+        " turns, of nets with their initial weights; the runs' seeds are repetitions."
+    )
+
+
 STUDY = Study(
     name="real_time",
     question="One image at a time: how fast, and do others matter?",
@@ -203,12 +214,7 @@ STUDY = Study(
         " the batch. By running statistics they do not, and folded into the convolutions it costs"
         " nothing."
     ),
-    method=(
-        f"Four convolutions (16, 16, 32, 32 channels) trained for 10 epochs: {_IMAGES} test images,"
-        f" each in {_BATCHES} batches with {_SIZE - 1} random others. Latency: the median of 300"
-        " calls of a compiled inference that is given its weights, the variants in turns, of nets"
-        " with their initial weights; the runs' seeds are repetitions."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

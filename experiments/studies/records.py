@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config import Config, changes
+from experiments.config import Config, changes, flat
 
 
 class Setting(NamedTuple):
@@ -46,6 +46,10 @@ class Record(NamedTuple):
     def key(self) -> str:
         """The run's identity."""
         return _key(self.labels, self.config)
+
+    def value(self, name: str) -> Any:
+        """Returns what the run's configuration has: `value("norm.decay")`."""
+        return (flat(Config("")) | self.config)[name]
 
 
 class Records(list[Record]):

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from experiments.data import Dataset
 from experiments.studies import figures
-from experiments.studies.base import RATES, base, change
+from experiments.studies.base import RATES, base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, cross_entropy, logits
-from experiments.studies.words import Difference, difference, spread, table
+from experiments.studies.words import Difference, difference, listed, spread, table
 
 ARMS = {
     "none": ({"method": "none"}, "no norm", "tab:orange"),
@@ -25,12 +25,17 @@ _NAMES = {arm: label.replace("\n", " ") for arm, (_, label, _) in ARMS.items()}
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns runs of each arm at two sizes of the training set and two learning rates."""
-    seeds = 1 if scale == "smoke" else 5
-    sizes = {"smoke": (128,), "cpu": (128, 512), "full": (2_000, 10_000)}[scale]
+    """Returns runs of each arm at two sizes of the training set and three learning rates."""
+    seeds = {"smoke": 1, "digits": 5, "cifar10": 3, "full": 5}[scale]
+    sizes = {
+        "smoke": (128,),
+        "digits": (128, 512),
+        "cifar10": (512, 2_048),
+        "full": (2_000, 10_000),
+    }[scale]
     arms = ("none", "batch 64") if scale == "smoke" else ARMS
     rates = (0.1,) if scale == "smoke" else RATES
-    steps = {"smoke": 2, "cpu": 300, "full": 3_000}[scale]
+    steps = {"smoke": 2, "digits": 300, "cifar10": 600, "full": 3_000}[scale]
     runs = []
     for size, arm, rate, seed in product(sizes, arms, rates, range(seeds)):
         config = change(base(scale, "regularises"), batch_size=64, seed=seed)
@@ -121,6 +126,21 @@ def _chosen(records: Records) -> dict[str, Records]:
     return {arm: records.where(arm=arm).best("rate", "accuracy") for arm in records.labels("arm")}
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    run, images = records[0], records[0].labels["images"]
+    batch = run.value("batch_size")
+    steps = round(run.value("epochs") * (images // batch))
+    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
+    return (
+        f"{convolutions(records)}, {steps} steps of {batch} images, no augmentation, no weight"
+        f" decay, learning rate falling to 0 from one of {rates}, each arm at the best of them on"
+        f" the test images. Normalisation batches below {batch} are parts of the optimizer's batch."
+        " Renorm normalises by running statistics within its limits, so that its training has"
+        " little of a batch's noise."
+    )
+
+
 STUDY = Study(
     name="regularises",
     question="Does batch norm narrow the gap between training and test?",
@@ -128,13 +148,7 @@ STUDY = Study(
         "batch norm regularises: the noise of its statistics narrows the gap between training and "
         "test accuracy."
     ),
-    method=(
-        "Four convolutions (16, 16, 32, 32 channels), 300 steps of 64 images, no augmentation, no"
-        " weight decay, learning rate falling to 0 from 0.02, 0.05 or 0.1, each arm at the best of"
-        " them on the test images. Normalisation batches below 64 are parts of the optimizer's"
-        " batch. Renorm normalises by running statistics within its limits, so that its training"
-        " has little of a batch's noise."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

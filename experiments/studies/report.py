@@ -7,6 +7,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from experiments.studies import STUDIES
+from experiments.studies.folder import StudyFolder, folder_of
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -27,20 +28,26 @@ code {{ background: #f3f3f3; padding: 0 0.2em; }}
 
 def write_report(results: Path) -> None:
     """Writes both files into the folder of results, of the studies that have an answer there."""
-    answers = {
-        name: (results / name / "answer.md").read_text()
-        for name in STUDIES
-        if (results / name / "answer.md").exists()
-    }
-    contents = [f"- [{text.splitlines()[0][2:]}](#{name})" for name, text in answers.items()]
-    sections = [
-        f'<a id="{name}"></a>\n\n#{text.replace("](figure.png)", f"]({name}/figure.png)")}'
-        for name, text in answers.items()
-    ]
-    text = "\n".join(["# Batch norm, tried", "", *contents, "", *sections])
+    contents, sections = [], []
+    for name, study in STUDIES.items():
+        folders = [folder_of(results, name, scale) for scale in ("digits", "cifar10", "full")]
+        answers = [_answer(folder, results) for folder in folders if folder.exists()]
+        if answers:
+            contents.append(f"- [{study.question}](#{name})")
+            sections += [f'<a id="{name}"></a>', f"## {study.question}"]
+            sections += [f"The claim: {study.claim}", *answers]
+    text = "\n\n".join(["# Batch norm, tried", "\n".join(contents), *sections]) + "\n"
     (results / "report.md").write_text(text)
     body = MarkdownIt("commonmark").enable("table").render(text)
     (results / "report.html").write_text(_PAGE.format(body=_with_images(body, results)))
+
+
+def _answer(folder: Path, results: Path) -> str:
+    """A study's answer beneath the name of its data, without the question and the claim."""
+    stored = StudyFolder(folder)
+    text = stored.answer.read_text().split("\n\n", 2)[2].rstrip()
+    text = text.replace("](figure.png)", f"]({folder.relative_to(results)}/figure.png)")
+    return f"### On {stored.environment.read('environment.json')['data']}\n\n{text}"
 
 
 def _with_images(html: str, folder: Path) -> str:

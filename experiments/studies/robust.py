@@ -12,12 +12,12 @@ from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import RATES, base, change
+from experiments.studies.base import RATES, base, change, convolutions
 from experiments.studies.perturb import PERTURBATIONS, perturb
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch
-from experiments.studies.words import difference, spread, table
+from experiments.studies.words import difference, listed, spread, table
 from jbn.norms.method import replaced_method, statistics
 
 SIZES = (1, 4, 16, 64, 256)
@@ -29,8 +29,9 @@ ADAPTED_TO = {"brightness": 0.5, "contrast": 0.25, "noise": 0.3, "blur": 1.0}
 
 def settings(scale: Scale) -> list[Setting]:
     """Returns runs at several scales of the input."""
-    seeds = 1 if scale == "smoke" else 5
-    gains = (1.0,) if scale == "smoke" else (0.1, 0.3, 1.0, 3.0, 10.0)
+    seeds = {"smoke": 1, "digits": 5, "cifar10": 3, "full": 5}[scale]
+    gains = (0.1, 0.3, 1.0, 3.0, 10.0)
+    gains = {"smoke": (1.0,), "cifar10": gains[::2]}.get(scale, gains)
     runs = []
     rates = (0.1,) if scale == "smoke" else RATES
     for norm, gain, rate, seed in product(("batch", "none"), gains, rates, range(seeds)):
@@ -253,6 +254,20 @@ def _adapted(records: Records) -> tuple[list[int], dict[int, np.ndarray]]:
     }
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    run = records[0]
+    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
+    return (
+        f"{convolutions(records)}, {run.value('epochs'):g} epochs, batches of"
+        f" {run.value('batch_size')}, learning rate falling to 0 from one of {rates}, each net at"
+        " each scale at the best of them on plain test images. Test images are perturbed before"
+        " they are normalised by the training images' mean and deviation, and not clipped. Adapted"
+        " statistics are a mean of the training statistics, counted as N images, and those of the"
+        " test batch, in each layer in turn (Schneider et al. 2020)."
+    )
+
+
 STUDY = Study(
     name="robust",
     question="Does batch norm make a net robust to other inputs?",
@@ -260,14 +275,7 @@ STUDY = Study(
         "batch norm makes a net indifferent to the scale and shift of its inputs and robust to"
         " changes of them; statistics adapted to the test images undo a shift."
     ),
-    method=(
-        "Four convolutions (16, 16, 32, 32 channels), 10 epochs, batches of 64, learning rate"
-        " falling to 0 from 0.02, 0.05 or 0.1, each net at each scale at the best of them on plain"
-        " test images. Test images are perturbed before they are normalised by the training images'"
-        " mean and deviation, and not clipped. Adapted statistics are a mean of the training"
-        " statistics, counted as N images, and those of the test batch, in each layer in turn"
-        " (Schneider et al. 2020)."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

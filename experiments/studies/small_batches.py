@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import base, change
+from experiments.studies.base import base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits
@@ -28,7 +28,8 @@ def settings(scale: Scale) -> list[Setting]:
     """Returns each network with each method at each batch size and rate."""
     smoke = scale == "smoke"
     methods = ("batch", "running") if smoke else tuple(figures.METHODS)
-    sizes, rates, seeds = ((32,), (0.4,), 1) if smoke else ((2, 8, 32), (0.1, 0.4), 5)
+    sizes, rates = ((32,), (0.4,)) if smoke else ((2, 8, 32), (0.1, 0.4))
+    seeds = {"smoke": 1, "digits": 5, "cifar10": 3, "full": 5}[scale]
     return [
         Setting(
             {"network": network, "norm": method, "size": size, "rate": rate, "seed": seed},
@@ -130,6 +131,17 @@ def _values(records: Records, method: str, sizes: list[int], name: str) -> np.nd
     return np.array([runs.where(size=size).values(name) for size in sizes]).T
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    return (
+        f"{_EPOCHS:g} epochs of plain SGD at a steady rate, so that smaller batches are more steps;"
+        " what is normalised together is the whole batch. The strided network is fast.ai's (8, 16,"
+        " 32, 32 channels), whose last norm sees 4 values of each image; the pooled one is that of"
+        f" the other studies ({convolutions(records)}), whose last norms see a quarter of the"
+        " image's pixels."
+    )
+
+
 STUDY = Study(
     name="small_batches",
     question="Which norms survive batches of two?",
@@ -137,12 +149,7 @@ STUDY = Study(
         "in batches of 2 and at a large learning rate plain batch norm fails in inference and"
         " running batch norm does not (fast.ai's course, on MNIST: 26.0% and 97.3%)."
     ),
-    method=(
-        "Two epochs of plain SGD at a steady rate, so that smaller batches are more steps; what is"
-        " normalised together is the whole batch. The strided network is fast.ai's (8, 16, 32, 32"
-        " channels), whose last norm sees 4 values of each image, the pooled one that of the other"
-        " studies (16, 16, 32, 32 channels), whose last norms see 16."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.studies import figures
-from experiments.studies.base import base, change
+from experiments.studies.base import base, change, convolutions
 from experiments.studies.records import Records, Setting
 from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training
@@ -29,7 +29,7 @@ MEASURES = {
 
 def settings(scale: Scale) -> list[Setting]:
     """Returns a run for each norm and seed."""
-    seeds = {"smoke": 1, "cpu": 5, "full": 3}[scale]
+    seeds = {"smoke": 1, "digits": 5, "cifar10": 5, "full": 3}[scale]
     config = base(scale, "smoother")
     config = change(config, optimizer={"learning_rate": 0.02, "schedule": ((0.0, 1.0), (1.0, 1.0))})
     return [
@@ -149,6 +149,18 @@ def _look_ahead(
     return {"here": here, "loss": loss, "change": change, "norm": optax.tree.norm(grads)}
 
 
+def method(records: Records) -> str:
+    """Says how it was tried."""
+    run = records[0]
+    return (
+        f"At {len(run.result['step'])} points of a training ({convolutions(records)}, batches of"
+        f" {run.value('batch_size')}, learning rate {run.value('optimizer.learning_rate'):g},"
+        f" Nesterov momentum 0.9, {run.value('epochs'):g} epochs) the loss of a batch and its"
+        f" gradient are taken anew after steps against the gradient of {REACH[0]:g} to"
+        f" {REACH[-1]:g} times the learning rate, from the same point on the same batch."
+    )
+
+
 STUDY = Study(
     name="smoother",
     question="Does batch norm make the loss smoother along the step?",
@@ -156,12 +168,7 @@ STUDY = Study(
         "with batch norm the loss and its gradient change less along the direction of a step, so"
         " that larger steps are safe (Santurkar et al. 2018)."
     ),
-    method=(
-        "At 20 points of a training (four convolutions of 16, 16, 32, 32 channels, batches of 64,"
-        " learning rate 0.02, Nesterov momentum 0.9) the loss of a batch and its gradient are taken"
-        " anew after steps against the gradient of 0.5 to 4 times the learning rate, from the same"
-        " point on the same batch."
-    ),
+    method=method,
     settings=settings,
     measure=measure,
     plot=plot,

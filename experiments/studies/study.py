@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.studies.records import Records, Setting
 
-Scale = Literal["smoke", "cpu", "full"]
-"""How large: a minute for all studies, two CPU cores, or a GPU."""
+Scale = Literal["smoke", "digits", "cifar10", "full"]
+"""How large: a minute for all studies; scikit-learn's digits or a subset of CIFAR-10, for two CPU
+cores; or all of CIFAR-10, for a GPU."""
 
 
 class Study(NamedTuple):
@@ -19,7 +20,7 @@ class Study(NamedTuple):
       name: on the command line, and of its folder.
       question: what the figure answers.
       claim: what is said of batch norm, in a sentence.
-      method: how it was tried, in a few sentences.
+      method: `method(records) -> sentences`, how it was tried.
       settings: `settings(scale)`, the runs to make, those that share a compiled program in a row.
       measure: `measure(setting, dataset) -> result`, a run; what it returns JSON can hold.
       plot: `plot(records, caption) -> figure`.
@@ -29,7 +30,7 @@ class Study(NamedTuple):
     name: str
     question: str
     claim: str
-    method: str
+    method: Callable[[Records], str]
     settings: Callable[[Scale], list[Setting]]
     measure: Callable[[Setting, Dataset], dict[str, Any]]
     plot: Callable[[Records, str], Figure]

@@ -17,6 +17,13 @@ def test_presets_survive_json(preset):
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_what_an_older_version_did_not_know_has_its_default():
+    config = PRESETS["cifar10"]
+    values = to_dict(config)
+    del values["data"]["shrink"], values["views"]
+    assert from_dict(values) == dataclasses.replace(config, views="plain")
+
+
 def test_differences_name_what_changed():
     old = PRESETS["digits"]
     norm = dataclasses.replace(old.norm, epsilon=1e-3)

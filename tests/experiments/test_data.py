@@ -121,7 +121,32 @@ def test_digits_are_split_evenly_by_class():
     assert counts.max() <= 38
 
 
-@pytest.mark.parametrize("size", [0, 1438])
-def test_a_train_size_out_of_range_is_refused(size):
-    with pytest.raises(data.DataError, match=f"train_size={size} must be from 1 to 1437"):
-        data.load(DataConfig(train_size=size))
+def test_part_of_the_images_shrunk():
+    """Each of the network's pixels is the mean of a square."""
+    whole = data.load(DataConfig())
+    part = data.load(DataConfig(train_size=20, test_size=10, shrink=4))
+    assert part.variant == "scikit-learn digits, shrunk to 2x2"
+    for images, labels, of, labels_of in (
+        (part.train_images, part.train_labels, whole.train_images[:20], whole.train_labels[:20]),
+        (part.test_images, part.test_labels, whole.test_images[:10], whole.test_labels[:10]),
+    ):
+        assert images.dtype == np.uint8
+        for i, j in np.ndindex(2, 2):
+            square = of[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(len(of), 16)
+            np.testing.assert_array_equal(images[:, i, j, 0], np.round(square.mean(1)))
+        np.testing.assert_array_equal(labels, labels_of)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig(train_size=0), "train_size=0 must be from 1 to 1437"),
+        (DataConfig(train_size=1438), "train_size=1438 must be from 1 to 1437"),
+        (DataConfig(test_size=361), "test_size=361 must be from 1 to 360"),
+        (DataConfig(shrink=3), "shrink=3 must divide the images' 8x8 pixels"),
+        (DataConfig(shrink=0), "shrink=0 must divide"),
+    ],
+)
+def test_what_images_there_are_not_is_refused(config, message):
+    with pytest.raises(data.DataError, match=message):
+        data.load(config)

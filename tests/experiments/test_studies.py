@@ -77,7 +77,9 @@ def toy(calls: list[int], end_at: int | None = None) -> Study:
     def answer(records):
         return f"The sum is {records.values('value').sum():.0f}."
 
-    return Study("toy", "Sum?", "no claim.", "Summed.", settings, measure, plot, answer)
+    return Study(
+        "toy", "Sum?", "no claim.", lambda records: "Summed.", settings, measure, plot, answer
+    )
 
 
 def test_what_is_finished_is_kept_and_only_the_rest_is_run(tmp_path, monkeypatch):
@@ -100,20 +102,42 @@ def test_what_is_finished_is_kept_and_only_the_rest_is_run(tmp_path, monkeypatch
     assert len(calls) == 5
 
 
+def test_the_report_shows_each_data_beneath_its_question(tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "toy", toy([]))
+    for flags in ([], ["--cifar10", "--report"]):
+        assert study.main(["toy", *flags, "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("## Sum?") == text.count("no claim.") == 1
+    assert text.count("### On scikit-learn digits") == text.count("The sum is 10.") == 2
+    figures = re.findall(r"\]\(([^)]*\.png)\)", text)
+    assert figures == ["toy/figure.png", "cifar10/toy/figure.png"]
+    assert all((tmp_path / figure).exists() for figure in figures)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nonsense"], "choose from"), ([], "Name a study"), (["--all", "--smoke", "--full"], "both")],
+    [
+        (["nonsense"], "choose from"),
+        ([], "Name a study"),
+        (["--all", "--smoke", "--full"], "one of"),
+    ],
 )
 def test_errors_say_what_to_do(arguments, message, capsys):
     assert study.main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_stored_answers_are_those_of_the_stored_runs(name):
+ON_CIFAR10 = [name for name in STUDIES if (study.RESULTS / "cifar10" / name).exists()]
+
+
+@pytest.mark.parametrize(
+    ("scale", "name"),
+    [*(("digits", name) for name in STUDIES), *(("cifar10", name) for name in ON_CIFAR10)],
+)
+def test_stored_answers_are_those_of_the_stored_runs(scale, name):
     """All of its runs are there, with at least three seeds, and the text follows from them."""
-    stored, each = StudyFolder(study.RESULTS / name), STUDIES[name]
-    settings = each.settings("cpu")
+    stored, each = StudyFolder(folder.folder_of(study.RESULTS, name, scale)), STUDIES[name]
+    settings = each.settings(scale)
     finished = stored.finished(settings)
     assert len(finished) == len(settings)
     assert len(finished.labels("seed")) >= 3
