@@ -90,22 +90,25 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Compares means of the logarithms over the training, and at equal losses."""
+    """Compares means of the logarithms over each half of the training, and at equal losses."""
     seeds = {norm: records.where(norm=norm) for norm in ("none", "batch")}
     parts, rows = [], []
-    for name, words in MEASURES.items():
-        logs = {norm: np.log(arm.values(name)).mean(1) for norm, arm in seeds.items()}
+    middle = len(records[0].result["step"]) // 2
+    halves = {"first": slice(middle), "second": slice(middle, None)}
+    for (name, words), (half, points) in product(MEASURES.items(), halves.items()):
+        logs = {norm: np.log(arm.values(name)[:, points]).mean(1) for norm, arm in seeds.items()}
         smoother = difference(logs["none"], logs["batch"], relevant=np.log(1.1))
         low, mean, high = np.exp([smoother.low, smoother.mean, smoother.high])
         rows.append(
             [
                 words,
+                half,
                 *(f"{spread(np.exp(values)):.3g}" for values in logs.values()),
                 f"{mean:.2f} (95% interval {low:.2f} to {high:.2f})",
                 smoother.verdict,
             ]
         )
-    head = ["geometric mean over the training", "no norm", "batch norm", "ratio", "smoother?"]
+    head = ["geometric mean", "half of the training", "no norm", "batch norm", "ratio", "smoother?"]
     parts.append(table(head, rows))
     losses = {norm: arm.values("loss") for norm, arm in seeds.items()}
     parts.append(_at_equal_loss(seeds, losses))
