@@ -12,15 +12,22 @@ _FLIP, _PERMUTE, _SHIFT, _GATHER = range(4)
 """What a key derived from the seed is for."""
 
 
-def normaliser(images: ArrayLike, gain: float) -> Callable[[jax.Array], jax.Array]:
+def pixel_statistics(images: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and deviation of each channel of uint8 images `[n, height, width, channels]`."""
+    pixels = jnp.asarray(images).astype(jnp.float32) / 255
+    return pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+
+
+def normaliser(
+    statistics: tuple[jax.Array, jax.Array], gain: float
+) -> Callable[[jax.Array], jax.Array]:
     """Returns the map from uint8 images to floats of mean 0 and deviation `gain` in each channel.
 
     Args:
-      images: `[n, height, width, channels]` uint8, which have this mean and deviation.
+      statistics: the `pixel_statistics` of images that then have this mean and deviation.
       gain: the deviation.
     """
-    pixels = jnp.asarray(images).astype(jnp.float32) / 255
-    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    mean, std = statistics
     return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
 
 

@@ -11,7 +11,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jbn
-from experiments.augment import augment, gather_classes, normaliser, permutation, shift
+from experiments.augment import (
+    augment,
+    gather_classes,
+    normaliser,
+    permutation,
+    pixel_statistics,
+    shift,
+)
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model, whitening_kernel
@@ -102,7 +109,7 @@ def make_learner(
     total_steps = math.ceil(config.epochs * steps_per_epoch)
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     images, labels, test_images, test_labels = jax.device_put(dataset[:4], everywhere)
-    normalise = normalise or normaliser(images, config.data.gain)
+    normalise = normalise or normaliser(pixel_statistics(images), config.data.gain)
     num_classes = len(dataset.classes)
     model = make_model(config, num_classes, config.norm.make())
     optimizer = make_optimizer(config.optimizer, total_steps, steps_per_epoch)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.augment import normaliser
+from experiments.augment import normaliser, pixel_statistics
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.learner import make_learner
@@ -29,7 +29,7 @@ class Programs:
 
     def __init__(self, config: Config, dataset: Dataset, mesh: Mesh):
         self._images = jax.device_put(dataset[:4], NamedSharding(mesh, PartitionSpec()))
-        normalise = normaliser(dataset.train_images, config.data.gain)
+        normalise = normaliser(pixel_statistics(dataset.train_images), config.data.gain)
         self._jit = partial(jit_learner, config, dataset.classes, mesh, normalise)
         placed = Dataset(*self._images, classes=dataset.classes, variant=dataset.variant)
         self.learner = make_learner(config, placed, mesh, normalise)

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.augment import normaliser
+from experiments.augment import normaliser, pixel_statistics
 from experiments.benchmarks import programs
 from experiments.benchmarks.targets import Target, devices
 from experiments.config import Config
@@ -74,7 +74,7 @@ def measure(
     )
     # A mean and a deviation of each channel are constants of the program, whatever they are.
     noise = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
-    normalise = normaliser(noise, config.data.gain)
+    normalise = normaliser(pixel_statistics(noise), config.data.gain)
     classes = tuple("0123456789")
     state = jit_learner(config, classes, mesh, normalise, "init").eval_shape(images)
     step = jit_learner(config, classes, mesh, normalise, "train", static=(1,))

@@ -27,7 +27,8 @@ _BATCH = 128
 def settings(scale: Scale) -> list[Setting]:
     """Returns runs of each method, at each normalisation batch where it has one."""
     sizes = {"smoke": (2,), "cifar10": (2, 8, _BATCH)}.get(scale, (2, 4, 8, 32, _BATCH))
-    rates = (0.1,) if scale == "smoke" else (0.05, 0.1, 0.2)
+    rates = (0.05, 0.1, 0.2, 0.4)
+    rates = {"smoke": (0.1,), "digits": rates[:3]}.get(scale, rates)
     methods = ("batch", "running") if scale == "smoke" else tuple(figures.METHODS)
     seeds = 1 if scale == "smoke" else 3
     runs = []

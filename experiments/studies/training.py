@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.augment import normaliser, pixel_statistics
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState, make_learner
@@ -19,7 +20,8 @@ from jbn.norms.method import replaced_method
 class Training:
     """A training run, from its start.
 
-    Seed and learning rate are arguments of the compiled programs, as are the images.
+    Seed and learning rate are arguments of the compiled programs, as are the images and what
+    normalises them.
 
     Attributes:
       config: the run's.
@@ -33,7 +35,7 @@ class Training:
         rate = config.optimizer.learning_rate
         self._numbers = jnp.int32(config.seed), jnp.float32(rate)
         self._shared = _with_numbers(dataclasses.replace(config, name=""), 0, 1.0)
-        self._arrays = jax.device_put(dataset[:4])
+        self._arrays = jax.device_put(dataset[:4]), pixel_statistics(dataset.train_images)
         steps_per_epoch = len(dataset.train_labels) // config.batch_size
         self.total_steps = math.ceil(config.epochs * steps_per_epoch)
         self.state: TrainState = self._call(_init, None)
@@ -163,8 +165,12 @@ def _program(config, classes, function):
 
     @partial(jax.jit, **options)
     def program(arrays, numbers, state, *arguments):
-        dataset = Dataset(*arrays, classes=classes, variant="")
-        return function(make_learner(_with_numbers(config, *numbers), dataset), state, *arguments)
+        images, statistics = arrays
+        dataset = Dataset(*images, classes=classes, variant="")
+        normalise = normaliser(statistics, config.data.gain)
+        numbered = _with_numbers(config, *numbers)
+        learner = make_learner(numbered, dataset, normalise=normalise)
+        return function(learner, state, *arguments)
 
     return program
 
