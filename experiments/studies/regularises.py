@@ -89,7 +89,8 @@ def answer(records: Records) -> str:
         smaller = difference(gaps["none"], gaps["batch 64"], relevant=0.005)
         parts.append(
             f"**With {size:,} training images, a smaller gap with batch norm (of 64) than without: "
-            f"{smaller.verdict}.** It is {_points(smaller)}. {_noise(gaps)}"
+            f"{smaller.verdict}.** It is {_points(smaller)}. With it {_rates(arms['batch 64'])},"
+            f" without {_rates(arms['none'])}. {_noise(gaps)}"
         )
         for arm, runs in arms.items():
             cells = [f"{spread(runs.values(n)):.1%}" for n in ("train_accuracy", "accuracy", "gap")]
@@ -114,11 +115,16 @@ def _noise(gaps: dict[str, np.ndarray]) -> str:
     return " ".join(sentences)
 
 
-def _points(change: Difference) -> str:
-    return (
-        f"smaller by {100 * change.mean:.1f} points (95% interval {100 * change.low:.1f} to"
-        f" {100 * change.high:.1f})"
-    )
+def _points(less: Difference) -> str:
+    points = [100 * value for value in (less.mean, less.low, less.high)]
+    word = "smaller" if less.mean >= 0 else "larger"
+    mean, low, high = points if less.mean >= 0 else (-points[0], -points[2], -points[1])
+    return f"{word} by {mean:.1f} points (95% interval {low:.1f} to {high:.1f})"
+
+
+def _rates(runs: Records) -> str:
+    train, test = (spread(runs.values(name)) for name in ("train_accuracy", "accuracy"))
+    return f"{train:.1%} of the training and {test:.1%} of the test images are right"
 
 
 def _chosen(records: Records) -> dict[str, Records]:
