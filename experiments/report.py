@@ -215,7 +215,7 @@ def _plot_confusion(path, last, summary) -> None:
 
 def percent(axis: Axes) -> None:
     """Labels the vertical axis in percent."""
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def save(figure: Figure, path: Path) -> None:

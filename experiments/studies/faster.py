@@ -106,7 +106,7 @@ def plot(records: Records, caption: str) -> Figure:
     right.set(
         yscale="log", xlabel="layer, from the input", title=f"{layers} layers, before training"
     )
-    right.set_ylabel("norm of the loss's gradient by the kernel")
+    right.set_ylabel("norm of the kernel's gradient")
     right.legend(fontsize=8)
     return figure
 
