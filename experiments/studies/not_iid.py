@@ -66,7 +66,7 @@ def plot(records: Records, caption: str) -> Figure:
     for axis in (left, right):
         axis.set_xticks(x, [str(c) for c in classes])
         axis.set(xlabel="classes in a training batch", ylim=(0, 1.03))
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8)
         percent(axis)
     return figure
 
