@@ -83,7 +83,7 @@ def plot(records: Records, caption: str) -> Figure:
         axis.set_ylabel(f"test accuracy after {_EPOCHS:g} epochs")
     for axis in axes[-len(rates) :]:
         axis.set_xlabel("images in a batch")
-    axes[-1].legend(fontsize=8, loc="lower right")
+    axes[-1].legend(fontsize=8)
     return figure
 
 
