@@ -137,8 +137,8 @@ def _throughput(timed: Records) -> list[str]:
     listing = ", ".join(f"{spread(rates[size]):,.0f} at {size}" for size in sizes)
     return [
         f"**Larger batches are processed faster: {faster.verdict}.** Images per second: {listing};"
-        f" the most at {best}. At {sizes[-1]} a step takes {cost:.0%} longer with batch norm than"
-        " without."
+        f" the most at {best}. At {sizes[-1]} a step takes {abs(cost):.0%}"
+        f" {'longer' if cost >= 0 else 'less'} with batch norm than without."
     ]
 
 
