@@ -1,4 +1,4 @@
-"""Normalisation, permutation and augmentation of images, on the device."""
+"""Normalization, permutation and augmentation of images, on the device."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def pixel_statistics(images: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
 
 
-def normaliser(
+def normalizer(
     statistics: tuple[jax.Array, jax.Array], gain: float
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns the map from uint8 images to floats of mean 0 and deviation `gain` in each channel.

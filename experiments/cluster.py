@@ -19,7 +19,7 @@ HEARTBEAT_TIMEOUT = 20
 
 
 @contextlib.contextmanager
-def joined(run: Run) -> Iterator[None]:
+def connected_processes(run: Run) -> Iterator[None]:
     """Joins the run's other processes, before any device is used; waits for them at the end."""
     if run.devices:
         # Where JAX has started before, `make_mesh` checks the number of its devices.
@@ -41,27 +41,27 @@ def joined(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def last_words(run: Run) -> Iterator[None]:
-    """Has it said how to go on, should this process end on its own.
+def resume_hint(run: Run) -> Iterator[None]:
+    """Has the command that resumes the run printed, should this process end on its own.
 
-    Where one of several processes is lost, JAX aborts the others, which cannot speak any more: a
+    Where one of several processes is lost, JAX aborts the others, which cannot print any more: a
     process that each has started before does it for them.
     """
     if run.processes == 1:
         yield
         return
-    words = (
+    hint = (
         f"error: process {run.process} of {run.processes} ended in the middle of the run: it "
         "failed, as shown above, or another process is gone. Once all have ended, go on with: "
         + resume_command(run)
     )
-    script = Path(__file__).with_name("last_words.py")
-    witness = subprocess.Popen(
-        [sys.executable, str(script), words],
+    script = Path(__file__).with_name("resume_hint.py")
+    printer = subprocess.Popen(
+        [sys.executable, str(script), hint],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Signals to this process's group must not reach it.
     )
-    with _at_a_common_end(lambda: witness.communicate(b".")):
+    with _at_a_common_end(lambda: printer.communicate(b".")):
         yield
 
 

@@ -56,7 +56,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Which normalisation."""
+    """Which normalization."""
 
     method: Literal["batch", "inplace", "renorm", "running", "group", "none"] = "batch"
     """In-place norms bring leaky relu in place of the network's activation after them."""
@@ -70,7 +70,7 @@ class NormConfig:
     unbiased: bool = False
     """Whether running variances are unbiased; batch and in-place only."""
     group_size: int | None = None
-    """Images that are normalised together (ghost batch norm), by default all of a batch."""
+    """Images that are normalized together (ghost batch norm), by default all of a batch."""
     r_max: float = 3.0
     """Limit of renorm's scale."""
     d_max: float = 5.0

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.config import differences, from_dict, to_dict
 from experiments.configs import PRESETS
 from experiments.run_folder import RunFolder
-from experiments.studies.words import spread, table
+from experiments.studies.phrases import spread, table
 
 _OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
 

@@ -14,7 +14,7 @@ import jbn
 from experiments.augment import (
     augment,
     gather_classes,
-    normaliser,
+    normalizer,
     permutation,
     pixel_statistics,
     shift,
@@ -51,14 +51,14 @@ class Learner(NamedTuple):
       train: `train(state, num_steps) -> (state, metrics)`, jitted with `num_steps` static and the
         state donated; metrics are `[num_steps]` arrays: loss, accuracy, learning_rate, grad_norm.
       evaluate: `evaluate(state) -> dict` over the test images: loss, accuracy (with the configured
-        views), accuracy_plain, accuracy_batch_statistics (normalised as in training) and confusion
+        views), accuracy_plain, accuracy_batch_statistics (normalized as in training) and confusion
         `[label, prediction]`.
       drift: `drift(state) -> {layer: {mean, var}}`: how far running statistics are from those of a
         batch of training images: root mean squares over features of the means' difference in
         standard deviations, and of the logarithm of the variances' ratio.
       steps_per_epoch: full batches in an epoch; the rest of the images waits for another epoch.
       total_steps: of the run.
-      normalise: `normalise(images) -> x`, the network's input.
+      normalize: `normalize(images) -> x`, the network's input.
       apply: `apply(params, batch_stats, x, train) -> (logits, batch_stats)`.
       loss: `loss(params, batch_stats, x, labels) -> (loss, (batch_stats, accuracy))` in training.
       update: `update(state, grads, batch_stats) -> state`, a step by given gradients.
@@ -70,7 +70,7 @@ class Learner(NamedTuple):
     drift: Callable[[TrainState], dict[str, dict[str, jax.Array]]]
     steps_per_epoch: int
     total_steps: int
-    normalise: Callable[[jax.Array], jax.Array]
+    normalize: Callable[[jax.Array], jax.Array]
     apply: Callable[..., tuple[jax.Array, Any]]
     loss: Callable[..., tuple[jax.Array, tuple[Any, jax.Array]]]
     update: Callable[[TrainState, Any, Any], TrainState]
@@ -80,7 +80,7 @@ def make_learner(
     config: Config,
     dataset: Dataset,
     mesh: Mesh | None = None,
-    normalise: Callable[[jax.Array], jax.Array] | None = None,
+    normalize: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Learner:
     """Returns the run of a configuration.
 
@@ -88,7 +88,7 @@ def make_learner(
       config: the run.
       dataset: the images; they stay on the device as uint8.
       mesh: devices, on one axis `data`, over which each batch is spread; the state is replicated.
-      normalise: `normalise(images) -> x`, by default `normaliser` of the training images.
+      normalize: `normalize(images) -> x`, by default `normalizer` of the training images.
 
     Raises:
       ValueError: there are fewer training images than a batch has, or `classes_per_batch` does not
@@ -109,7 +109,7 @@ def make_learner(
     total_steps = math.ceil(config.epochs * steps_per_epoch)
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     images, labels, test_images, test_labels = jax.device_put(dataset[:4], everywhere)
-    normalise = normalise or normaliser(pixel_statistics(images), config.data.gain)
+    normalize = normalize or normalizer(pixel_statistics(images), config.data.gain)
     num_classes = len(dataset.classes)
     model = make_model(config, num_classes, config.norm.make())
     optimizer = make_optimizer(config.optimizer, total_steps, steps_per_epoch)
@@ -125,10 +125,10 @@ def make_learner(
 
     @partial(jax.jit, out_shardings=everywhere)
     def init() -> TrainState:
-        variables = model.init(jax.random.key(config.seed), normalise(images[:2]), train=True)
+        variables = model.init(jax.random.key(config.seed), normalize(images[:2]), train=True)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         if "whiten" in params:
-            params["whiten"]["kernel"] = whitening_kernel(normalise(images[:5000]))
+            params["whiten"]["kernel"] = whitening_kernel(normalize(images[:5000]))
         slow = (params, batch_stats) if config.optimizer.lookahead else None
         return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), slow)
 
@@ -148,7 +148,7 @@ def make_learner(
     def train_step(state: TrainState, index: jax.Array):
         epoch = state.step // steps_per_epoch
         x, y = spread((images[index], labels[index]))
-        x = augment(normalise(x), index, config.seed, epoch, config.augment)
+        x = augment(normalize(x), index, config.seed, epoch, config.augment)
         grad = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (batch_stats, accuracy)), grads = grad(state.params, state.batch_stats, x, y)
         metrics = {
@@ -189,7 +189,7 @@ def make_learner(
 
         def one_batch(batch):
             x, y, valid = spread(batch)
-            x = normalise(x)
+            x = normalize(x)
             plain, _ = apply(params, batch_stats, x, train=False)
             logits = _views_mean(
                 lambda x: apply(params, batch_stats, x, train=False)[0], x, plain, config.views
@@ -219,7 +219,7 @@ def make_learner(
         if not isinstance(newest, jbn.Norm):
             return {}
         params, batch_stats = _final(state)
-        x = normalise(images[: config.eval_batch_size])
+        x = normalize(images[: config.eval_batch_size])
         variables = {"params": params, "batch_stats": batch_stats}
         own = make_model(config, num_classes, newest)
         _, updates = own.apply(variables, x, True, mutable=["batch_stats"])
@@ -227,7 +227,7 @@ def make_learner(
 
     return Learner(
         *(init, train, evaluate, drift, steps_per_epoch, total_steps),
-        *(normalise, apply, loss_of, update),
+        *(normalize, apply, loss_of, update),
     )
 
 

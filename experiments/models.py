@@ -187,7 +187,7 @@ class ResNet20(nn.Module):
 
 
 def identity_first(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialises a kernel [height, width, in, out]: the first `in` filters copy their channel."""
+    """Initializes a kernel [height, width, in, out]: the first `in` filters copy their channel."""
     height, width, inputs, outputs = shape
     kernel = torch_uniform(key, shape, dtype)
     n = min(inputs, outputs)
@@ -200,7 +200,7 @@ def whitening_kernel(images: ArrayLike, epsilon: float = 5e-4) -> jax.Array:
     """Returns filters [2, 2, channels, 8 * channels] that whiten 2x2 patches, and their negatives.
 
     Args:
-      images: `[n, height, width, channels]`, normalised.
+      images: `[n, height, width, channels]`, normalized.
       epsilon: added to the eigenvalues of the patches' uncentred second moment.
     """
     images = jnp.asarray(images)

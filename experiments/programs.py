@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.augment import normaliser, pixel_statistics
+from experiments.augment import normalizer, pixel_statistics
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.learner import make_learner
@@ -29,10 +29,10 @@ class Programs:
 
     def __init__(self, config: Config, dataset: Dataset, mesh: Mesh):
         self._images = jax.device_put(dataset[:4], NamedSharding(mesh, PartitionSpec()))
-        normalise = normaliser(pixel_statistics(dataset.train_images), config.data.gain)
-        self._jit = partial(jit_learner, config, dataset.classes, mesh, normalise)
+        normalize = normalizer(pixel_statistics(dataset.train_images), config.data.gain)
+        self._jit = partial(jit_learner, config, dataset.classes, mesh, normalize)
         placed = Dataset(*self._images, classes=dataset.classes, variant=dataset.variant)
-        self.learner = make_learner(config, placed, mesh, normalise)
+        self.learner = make_learner(config, placed, mesh, normalize)
         self.seconds = 0.0
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -55,7 +55,7 @@ def jit_learner(
     config: Config,
     classes: tuple[str, ...],
     mesh: Mesh,
-    normalise: Callable[[jax.Array], jax.Array],
+    normalize: Callable[[jax.Array], jax.Array],
     name: str,
     static: tuple[int, ...] = (),
 ) -> Any:
@@ -67,14 +67,14 @@ def jit_learner(
       config: of the run.
       classes: name of each label.
       mesh: devices, on one axis `data`.
-      normalise: `normalise(images) -> x`, the network's input.
+      normalize: `normalize(images) -> x`, the network's input.
       name: which of the learner's functions.
       static: its last arguments.
     """
 
     def function(images, *arguments):
         dataset = Dataset(*images, classes=classes, variant="")
-        learner = make_learner(config, dataset, mesh, normalise)
+        learner = make_learner(config, dataset, mesh, normalize)
         return getattr(learner, name)(*arguments, *static)
 
     donated = (1,) if name == "train" else ()

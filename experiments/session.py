@@ -68,7 +68,7 @@ class Session:
                     raise Interrupted(self.run, number)
         if self.folder.writes:
             if first < total:
-                self._summarise(state, total - first)
+                self._summarize(state, total - first)
             write_report(self.folder)
         multihost_utils.sync_global_devices("report")
         return self.folder.read("summary.json")
@@ -112,7 +112,7 @@ class Session:
             f"  (in training mode {record['accuracy_batch_statistics']:.2%})"
         )
 
-    def _summarise(self, state: TrainState, steps: int) -> None:
+    def _summarize(self, state: TrainState, steps: int) -> None:
         tests = self.folder.records("test")
         images = steps * self.run.config.batch_size
         seconds = {"compiling": self.programs.seconds} | self.seconds

@@ -18,10 +18,10 @@ from experiments.data import DataError, Dataset, load
 from experiments.progress import Display
 from experiments.run_folder import environment
 from experiments.studies import STUDIES
-from experiments.studies.folder import StudyFolder, folder_of
+from experiments.studies.definition import Scale, Study
+from experiments.studies.overview import write_overview
 from experiments.studies.records import Record
-from experiments.studies.report import write_report
-from experiments.studies.study import Scale, Study
+from experiments.studies.study_folder import StudyFolder, folder_of
 
 RESULTS = Path(__file__).parent / "studies" / "results"
 
@@ -91,7 +91,7 @@ def carry_out(arguments: Arguments) -> Path:
     for name in names:
         _carry_out(STUDIES[name], scale, StudyFolder(folder_of(results, name, scale)), images)
     if arguments.report:
-        write_report(results)
+        write_overview(results)
     print(f"Results are in {results}.")
     return results
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.checkpoints import Checkpoints
-from experiments.cluster import Signals, joined, last_words, make_mesh
+from experiments.cluster import Signals, connected_processes, make_mesh, resume_hint
 from experiments.command import Interrupted, Run, RunError, open_folder, parse
 from experiments.config import to_dict
 from experiments.data import DataError, load
@@ -46,13 +46,13 @@ def carry_out(run: Run) -> dict[str, Any]:
     """
     # No process gets past joining, and so writes, before all have looked at the folder.
     folder = open_folder(run)
-    with joined(run):
+    with connected_processes(run):
         mesh = make_mesh(run)
         dataset = load(run.config.data, run.data_dir, run.data_variant)
         programs = Programs(run.config, dataset, mesh)
         folder.write("config.json", to_dict(run.config))
         folder.write("environment.json", environment(dataset.variant))
-        with last_words(run), Checkpoints(folder.path) as checkpoints, Signals() as signals:
+        with resume_hint(run), Checkpoints(folder.path) as checkpoints, Signals() as signals:
             state = checkpoints.restore(programs.shapes("init"), print) if run.resume else None
             state = programs.compiled("init")() if state is None else state
             folder.forget_after(int(state.step))

@@ -1,10 +1,11 @@
 """Reads and writes the batch norm layers of other libraries, as dictionaries of arrays.
 
+    from jbn import convert
     layer = convert.read("torch", model.state_dict(), prefix="bn1.", momentum=0.1, eps=1e-5)
     y = jbn.batch_norm(axis=1, **layer.options).infer(layer.params, layer.state, x)
     arrays, arguments = convert.write("flax", layer)
 
-No other library is imported. The dictionaries, whose nested keys are joined by "/", are
+No other library is imported. These are the dictionaries; keys of nested ones are joined by "/":
 
     torch           model.state_dict()
     flax            Linen: variables["params"]["bn1"] | variables["batch_stats"]["bn1"]
@@ -17,16 +18,18 @@ No other library is imported. The dictionaries, whose nested keys are joined by 
                     and back by state.set, the counter as an int
     equinox_ema     the same with "ema_state_index" and "ema_first_time_index"
 
-Inference stays what it was, except where no batch was seen: what Haiku and Equinox's "ema" hold
-then is a placeholder, read as jbn's start. Training goes on as it would have, within these limits:
+Inference gives the same, unless the layer has seen no batch: Haiku's and Equinox's "ema" statistics
+are then placeholders, which are read as jbn's initial statistics. Training continues as in the
+other library, within these limits:
 
-- A running variance keeps its values. Only PyTorch's goes on to average the unbiased one.
+- The values of a running variance do not change. Only PyTorch continues to average the unbiased
+  variance.
 - Haiku and Equinox's "batch" always correct the bias of their averages, as `corrected_decay` does.
-  A constant decay is written for them with so many updates that nothing is left to correct; a
-  corrected one is written for the others as the constant that it tends to.
+  For them, a constant decay is written with so many updates that nothing is left to correct. For
+  the others, a corrected decay is written as its limit.
 - Flax, Keras and Equinox's "ema" do not count updates: their count is read as 0.
-- Equinox's "ema" trains by its running statistics, jbn by the batch's.
-- Axes, axis names and output dtypes belong to the model and do not travel.
+- Equinox's "ema" normalizes training batches by its running statistics, jbn by the batch's.
+- Axes, axis names and output dtypes belong to the model and are not converted.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,10 +39,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jbn import features, running
-from jbn.norms.batch import batch_norm
-from jbn.norms.norm import BatchNormParams
-from jbn.running import BatchNormState
+from jbn._norms.batch import BatchNormState, batch_norm
+from jbn._norms.decay import Decay, corrected_decay, cumulative_decay
+from jbn._norms.norm import BatchNormParams
 
 LayoutName = Literal["torch", "flax", "haiku", "keras", "equinox_batch", "equinox_ema"]
 
@@ -77,9 +79,9 @@ def read(
 
     Args:
       layout: the library.
-      arrays: what NumPy can convert, by path, perhaps nested, perhaps of the whole model.
-      prefix: what the paths of this layer start with, such as "bn1." or "block/bn1/".
-      **arguments: of the layer's constructor, where they differ from its defaults: the weight of
+      arrays: by path, anything that NumPy can convert; possibly nested, or of the whole model.
+      prefix: the start of the paths of this layer, such as "bn1." or "block/bn1/".
+      **arguments: arguments of the layer's constructor that differ from its defaults: the weight of
         the averages, epsilon, and whether there is a scale and a bias.
 
     Raises:
@@ -125,7 +127,7 @@ def read(
         bias=jnp.array(take(names.bias)) if options["use_bias"] else None,
     )
     mean, var, count = _read_state(layout, take, weight)
-    wide = features.statistics_dtype(mean, var)
+    wide = np.float64 if np.float64 in (mean.dtype, var.dtype) else np.float32
     state = BatchNormState(jnp.array(mean, wide), jnp.array(var, wide), jnp.array(count, jnp.int32))
     return Layer(params, state, options)
 
@@ -138,7 +140,7 @@ def write(
     Args:
       layout: the library.
       layer: what to write.
-      prefix: what the paths shall start with.
+      prefix: the start of the paths.
       shape: of the written vectors, by default `[*features]`. Haiku's have a 1 for each reduced
         axis, such as `(1, 1, 1, 64)` for images.
 
@@ -152,27 +154,21 @@ def write(
         the layer's decay.
     """
     names = _names(layout)
-    batch_norm(**layer.options)  # Refuses what is unknown or out of range.
-    options = {
-        "use_scale": True,
-        "use_bias": True,
-        **(batch_norm.__kwdefaults__ or {}),
-        **layer.options,
-    }
+    norm = batch_norm(**layer.options)
     state = jax.tree.map(np.asarray, layer.state)
-    scale = layer.params.scale if options["use_scale"] else None
-    bias = layer.params.bias if options["use_bias"] else None
+    scale = layer.params.scale if norm.use_scale else None
+    bias = layer.params.bias if norm.use_bias else None
     if len(names.arguments) == 3 and not scale is bias is None:
         scale = np.ones_like(state.mean) if scale is None else scale
         bias = np.zeros_like(state.mean) if bias is None else bias
 
-    arrays = _write_state(layout, state, options["decay"])
+    arrays = _write_state(layout, state, norm.decay)
     arrays |= {names.scale: scale, names.bias: bias}
     arrays = {prefix + name: np.array(a) for name, a in arrays.items() if a is not None}
     if shape is not None:
         arrays = {path: a.reshape(shape) if a.ndim else a for path, a in arrays.items()}
-    weight = _write_decay(layout, options["decay"])
-    values = (weight, options["epsilon"], scale is not None, bias is not None)
+    weight = _write_decay(layout, norm.decay)
+    values = (weight, norm.epsilon, scale is not None, bias is not None)
     return Foreign(arrays, dict(zip(names.arguments, values, strict=False)))
 
 
@@ -185,7 +181,7 @@ class _Names(NamedTuple):
     arguments: dict[str, Any]
 
 
-_NAMES: dict[LayoutName, _Names] = {
+_NAMES: dict[str, _Names] = {
     "torch": _Names(
         *("weight", "bias", "running_mean", "running_var"),
         {"momentum": 0.1, "eps": 1e-5, "affine": True},
@@ -202,15 +198,12 @@ _NAMES: dict[LayoutName, _Names] = {
         *("gamma", "beta", "moving_mean", "moving_variance"),
         {"momentum": 0.99, "epsilon": 1e-3, "scale": True, "center": True},
     ),
-    "equinox_batch": _Names(
-        *("weight", "bias", "batch_state_index/0", "batch_state_index/1"),
-        {"momentum": 0.99, "eps": 1e-5, "channelwise_affine": True},
-    ),
-    "equinox_ema": _Names(
-        *("weight", "bias", "ema_state_index/0", "ema_state_index/1"),
-        {"momentum": 0.99, "eps": 1e-5, "channelwise_affine": True},
-    ),
 }
+for _mode in ("batch", "ema"):
+    _NAMES[f"equinox_{_mode}"] = _Names(
+        *("weight", "bias", f"{_mode}_state_index/0", f"{_mode}_state_index/1"),
+        {"momentum": 0.99, "eps": 1e-5, "channelwise_affine": True},
+    )
 
 
 def _names(layout: LayoutName) -> _Names:
@@ -219,26 +212,26 @@ def _names(layout: LayoutName) -> _Names:
     return _NAMES[layout]
 
 
-def _read_decay(layout: LayoutName, weight: Any) -> running.Decay:
+def _read_decay(layout: LayoutName, weight: Any) -> Decay:
     match layout:
         case "torch":
-            return running.cumulative_decay if weight is None else 1 - weight
+            return cumulative_decay if weight is None else 1 - weight
         case "haiku" | "equinox_batch" if 0 < weight < 1:  # With 0, nothing to correct.
-            return running.corrected_decay(weight)
+            return corrected_decay(weight)
         case _:
             return weight
 
 
-def _write_decay(layout: LayoutName, decay: running.Decay) -> float | None:
-    if layout == "torch" and decay is running.cumulative_decay:
+def _write_decay(layout: LayoutName, decay: Decay) -> float | None:
+    if layout == "torch" and decay is cumulative_decay:
         return None
-    # A function: what it tends to, by the shortest decimals of float32: 0.99, not 0.9900000095.
+    # Of a function its limit, in the shortest decimals of float32: 0.99, not 0.9900000095.
     limit = np.float32(np.asarray(decay(jnp.float32(jnp.inf)))) if callable(decay) else decay
     weight = float(str(limit))
     below_one = callable(decay) or layout in ("haiku", "equinox_batch")
     if below_one and not weight < 1:
         raise ValueError(
-            f"decay={decay} tends to no number below 1, which {layout} needs: choose one, "
+            f"decay={decay} has no limit below 1, which {layout} needs: choose another decay, "
             "`layer._replace(options={**layer.options, 'decay': ...})`."
         )
     return 1 - weight if layout == "torch" else weight
@@ -252,18 +245,18 @@ def _read_state(layout: LayoutName, take: Callable[[str], Any], weight: Any) -> 
             return mean, var, take("num_batches_tracked")
         case "haiku":
             count = take("~/mean_ema/counter")
-            return (mean, var, count) if count else running.start(mean.shape)
+            return (mean, var, count) if count else batch_norm().init_vectors(mean.shape)
         case "equinox_batch":
             count = take("batch_counter")
             mass = _mass(weight, count) or 1.0
             return mean / mass, var / mass, count
         case "equinox_ema" if take("ema_first_time_index"):
-            return running.start(mean.shape)
+            return batch_norm().init_vectors(mean.shape)
         case _:
             return mean, var, 0
 
 
-def _write_state(layout: LayoutName, state: Any, decay: running.Decay) -> dict[str, Any]:
+def _write_state(layout: LayoutName, state: Any, decay: Decay) -> dict[str, Any]:
     """Returns the arrays of mean, variance and count."""
     mean, var, count = state
     names, weight = _NAMES[layout], _write_decay(layout, decay)
@@ -288,5 +281,5 @@ def _write_state(layout: LayoutName, state: Any, decay: running.Decay) -> dict[s
 
 
 def _mass(weight: Any, count: Any) -> float:
-    """What a sum from 0 on, decayed by `weight`, is divided by to be an average."""
+    """The divisor that makes an average of a sum that started at 0 and decayed by `weight`."""
     return 1 - weight ** int(count)

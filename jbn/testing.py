@@ -1,35 +1,44 @@
-"""Laws that every norm should keep, as one call in a test, and a check of replicated states.
+"""Laws that every norm should keep, and a check of replicated states.
 
-def test_my_norm():
-jbn.testing.check_norm(lambda **options: my_norm(decay=0.9, **options))
+One call in a test checks a norm against all laws:
+
+    def test_my_norm():
+        jbn.testing.check_norm(lambda **options: my_norm(decay=0.9, **options))
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jbn.norms.norm import Norm
+from jbn._norms.norm import Norm
 
 _EXAMPLES, _POSITIONS, _FEATURES = 16, 3, 4
 _ROUNDING = 2e-5
-"""Of float32, for values of the size of 1 to 10, added up in another order."""
+"""The rounding error of float32 sums of values of size 1 to 10, taken in another order."""
 
 
 def check_norm(make: Callable[..., Norm], *, skip: tuple[str, ...] = ()) -> None:
     """Checks a norm against all `LAWS`.
 
+    >>> import jbn.testing
+    >>> jbn.testing.check_norm(jbn.batch_norm)
+
     Args:
       make: `make(**options) -> Norm` over the last axis; `axis_name` is the only option it is
-        given. Groups of examples, where there are any, must divide 4.
+        given. A group size, if the norm has one, must divide 4.
       skip: names of laws that do not hold for the method by its nature.
 
     Raises:
       AssertionError: a law does not hold; its name and meaning are in the message.
+      TypeError: `make` is a norm.
       ValueError: `skip` names no law.
     """
+    if isinstance(make, Norm):
+        raise TypeError(f"make={make} must be a function that makes norms: pass the class.")
     if unknown := set(skip) - set(LAWS):
         raise ValueError(f"skip={sorted(unknown)} are no laws; these are: {list(LAWS)}.")
     for name, law in LAWS.items():
@@ -41,11 +50,11 @@ def check_norm(make: Callable[..., Norm], *, skip: tuple[str, ...] = ()) -> None
 
 
 def assert_replicated(tree: Any) -> None:
-    """Checks that what devices should hold in common is the same, bit for bit.
+    """Checks that arrays that are replicated over devices are the same on each, bit for bit.
 
     Args:
-      tree: a pytree of `jax.Array`; of each, the parts that several devices of this process hold
-        copies of are compared.
+      tree: a pytree of `jax.Array`. Of each array, all parts of which several devices of this
+        process hold a copy are compared.
 
     Raises:
       AssertionError: copies differ; the message names the leaf and the devices.
@@ -62,7 +71,7 @@ def assert_replicated(tree: Any) -> None:
 
 
 def jit_equals_eager(make: Callable[..., Norm]) -> None:
-    """Compiled and op by op, a step gives the same values, state and gradients."""
+    """A step gives the same values, state and gradients under `jax.jit` and without."""
     _assert_close(jax.jit(_step(make()))(*_inputs(make())), _step(make())(*_inputs(make())))
 
 
@@ -83,13 +92,13 @@ def forward_equals_reverse(make: Callable[..., Norm]) -> None:
 
 
 def checkpoint_equals_plain(make: Callable[..., Norm]) -> None:
-    """Under `jax.checkpoint`, a step gives the same and moves the state once."""
+    """A step gives the same under `jax.checkpoint`, and moves the state once."""
     norm = make()
     _assert_close(_step(norm, jax.checkpoint)(*_inputs(norm)), _step(norm)(*_inputs(norm)))
 
 
 def scan_equals_loop(make: Callable[..., Norm]) -> None:
-    """The state can be carried by `jax.lax.scan`, which gives what a loop gives."""
+    """`jax.lax.scan` can carry the state, and gives the same as a loop."""
     norm = make()
     params, state, *_ = _inputs(norm)
     batches = jnp.stack([_data(seed) for seed in range(3)])
@@ -106,7 +115,7 @@ def scan_equals_loop(make: Callable[..., Norm]) -> None:
 
 
 def models_are_independent(make: Callable[..., Norm]) -> None:
-    """Under `jax.vmap` over parameters, states and batches, each model is as if alone."""
+    """Under `jax.vmap` over parameters, states and batches, each model gives the same as alone."""
     norm = make()
     inputs = [_inputs(norm, seed) for seed in (0, 5)]
     together = jax.vmap(_step(norm))(*jax.tree.map(lambda *a: jnp.stack(a), *inputs))
@@ -115,7 +124,7 @@ def models_are_independent(make: Callable[..., Norm]) -> None:
 
 
 def shards_equal_one_device(make: Callable[..., Norm]) -> None:
-    """A batch spread over a named axis gives the values, state and gradients of the whole."""
+    """A batch spread over a named axis gives the values, state and gradients of the whole batch."""
     params, state, *arrays = _inputs(make())
 
     def spread(norm, *arrays):
@@ -131,7 +140,7 @@ def shards_equal_one_device(make: Callable[..., Norm]) -> None:
 
 
 def masked_equals_left_out(make: Callable[..., Norm]) -> None:
-    """Examples that the mask hides are as if they were not there, y is their bias, dx is 0."""
+    """Masked examples have no effect on the others; their y is the bias and their dx is 0."""
     norm = make()
     params, state, x, dy, _ = _inputs(norm)
     half = _EXAMPLES // 2
@@ -145,7 +154,7 @@ def masked_equals_left_out(make: Callable[..., Norm]) -> None:
 
 
 def hidden_values_never_show(make: Callable[..., Norm]) -> None:
-    """What the mask hides changes nothing, be it NaN or infinite."""
+    """Masked values change nothing, even if they are NaN or infinite."""
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
     for value in (jnp.nan, jnp.inf):
@@ -155,7 +164,7 @@ def hidden_values_never_show(make: Callable[..., Norm]) -> None:
 
 
 def bad_batch_keeps_state(make: Callable[..., Norm]) -> None:
-    """A batch that is not finite, or has nothing valid, leaves the state bit for bit."""
+    """A batch that is not finite, or has no valid position, does not change the state."""
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
     _assert_same(norm.train(params, state, x.at[0, 0, 0].set(jnp.nan))[1], state)
@@ -165,7 +174,7 @@ def bad_batch_keeps_state(make: Callable[..., Norm]) -> None:
 
 
 def state_is_fixed(make: Callable[..., Norm]) -> None:
-    """The state keeps structure, shapes and dtypes, whatever the dtype of x, which y has."""
+    """The state keeps its structure, shapes and dtypes for every dtype of x, which y has, too."""
     norm = make()
     params, state, x, *_ = _inputs(norm)
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
@@ -196,7 +205,7 @@ def state_has_no_gradient(make: Callable[..., Norm]) -> None:
 
 
 def inference_knows_no_batch(make: Callable[..., Norm]) -> None:
-    """Inference of an example does not depend on its batch mates."""
+    """Inference of an example does not depend on the other examples of its batch."""
     norm = make()
     params, state, x, *_ = _inputs(norm)
     whole = norm.infer(params, state, x)
@@ -239,7 +248,7 @@ def _data(seed: int) -> jax.Array:
 
 
 def _inputs(norm: Norm, seed: int = 0) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array]:
-    """Parameters, a state after a batch, x, dy and a mask that hides a part of each example."""
+    """Parameters, a state after one batch, x, dy and a mask over a part of each example."""
     params, state = norm.init(_FEATURES)
     params = jax.tree.map(lambda a: a + jnp.linspace(0.1, 0.5, _FEATURES), params)
     state = norm.train(params, state, _data(seed + 1))[1]
@@ -262,12 +271,6 @@ def _step(norm: Norm, transform: Callable[[Any], Any] = lambda f: f) -> Callable
     return step
 
 
-def _assert_close(actual: Any, expected: Any) -> None:
-    def compare(a, b):
-        np.testing.assert_allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING)
-
-    jax.tree.map(compare, actual, expected)
-
-
-def _assert_same(actual: Any, expected: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+_close = partial(np.testing.assert_allclose, rtol=_ROUNDING, atol=_ROUNDING)
+_assert_close = partial(jax.tree.map, _close)
+_assert_same = partial(jax.tree.map, np.testing.assert_array_equal)

@@ -8,18 +8,19 @@ import sys
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from tests.test_shards import DY, MASK, X, step
+from tests.helpers import DY, MASK, X, eight_shards, sharded_step, step
 
 
 def main(index: int, port: str, output: str) -> None:
+    """Takes the step by `jax.shard_map` and by sharded `jax.jit`; process 0 stores the results."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
-    mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+    mesh = eight_shards()
     spread, everywhere = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
 
     def place(array, sharding):
@@ -29,14 +30,7 @@ def main(index: int, port: str, output: str) -> None:
     results = {}
     for name, axis_name in (("shard_map", "d"), ("jit", None)):
         norm = jbn.batch_norm(decay=0.5, axis_name=axis_name)
-        run = functools.partial(step, norm)
-        if axis_name:
-            run = jax.shard_map(
-                run,
-                mesh=mesh,
-                in_specs=(P(), P(), P("d"), P("d"), P("d")),
-                out_specs=(P("d"), P("d"), P(), P()),
-            )
+        run = sharded_step(norm, mesh) if axis_name else functools.partial(step, norm)
         params, state = jax.tree.map(lambda a: place(np.asarray(a), everywhere), norm.init(3))
         out = jax.jit(run, out_shardings=everywhere)(params, state, *arrays)
         results |= {f"{name}{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(out))}

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import data
 
 X = data((6, 5, 3), mean=2)
 NORM = jbn.batch_norm()
@@ -46,7 +47,7 @@ def assert_blended(state, wanted):
 @pytest.mark.parametrize("num_target", [None, 6])
 def test_the_blend_is_linear_in_means_and_variances(num_source, num_target):
     state = jax.jit(jbn.adapt)(SOURCE, jbn.moments(X), num_source=num_source, num_target=num_target)
-    assert_blended(state, blended(X, num_source, num_target or 30))
+    assert_blended(state, blended(X, num_source, num_target or 6))
 
 
 @pytest.mark.parametrize("bad", ["empty", "infinite"])
@@ -54,11 +55,11 @@ def test_a_bad_batch_changes_nothing(bad):
     x = jnp.full_like(X, jnp.inf)
     mask = jnp.full(X.shape[:2], bad == "infinite")
     state = jbn.adapt(SOURCE, jbn.moments(x, mask=mask), num_source=0)
-    jax.tree.map(np.testing.assert_array_equal, state, SOURCE)
+    chex.assert_trees_all_equal(state, SOURCE)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_train_normalises_by_the_blend_and_counts_examples(masked):
+def test_train_normalizes_by_the_blend_and_counts_examples(masked):
     mask = np.arange(6) < 4 if masked else None
     positions = None if mask is None else np.broadcast_to(mask[:, None], (6, 5))
     train = jax.jit(NORM.train)
@@ -119,7 +120,7 @@ def test_the_context_ends():
     before = NORM.train(PARAMS, SOURCE, X)
     with pytest.raises(ZeroDivisionError), jbn.adapting(3):
         raise ZeroDivisionError
-    jax.tree.map(np.testing.assert_array_equal, NORM.train(PARAMS, SOURCE, X), before)
+    chex.assert_trees_all_equal(NORM.train(PARAMS, SOURCE, X), before)
 
 
 def test_equal_contexts_share_compiled_functions():

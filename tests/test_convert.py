@@ -3,6 +3,7 @@
 import os
 from typing import Any, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from flax import linen, nnx
 
 import jbn
 from jbn import convert
-from tests.test_moments import data
+from tests.helpers import data
 
 FEATURES = 3
 SHAPE = (4, 2, 3, FEATURES)
@@ -249,7 +250,7 @@ def test_an_untrained_layer_is_read_as_an_untrained_layer(peer):
     arguments = {"decay_rate": 0.9, "create_scale": True, "create_offset": True}
     arguments = arguments if peer is Haiku else {}
     layer = convert.read(peer.layout, peer(**arguments).arrays(), prefix=peer.prefix, **arguments)
-    jax.tree.map(np.testing.assert_array_equal, layer[:2], jbn.batch_norm().init(FEATURES))
+    chex.assert_trees_all_equal(layer[:2], jbn.batch_norm().init(FEATURES))
 
 
 @every_peer
@@ -271,7 +272,7 @@ def test_there_and_back(layout, corrected):
     rtol = 2e-7 if corrected and layout == "equinox_batch" else 0
     for actual, expected in zip(back.state[:2], layer.state[:2], strict=True):
         np.testing.assert_allclose(actual, expected, rtol=rtol)
-    jax.tree.map(np.testing.assert_array_equal, back.params, layer.params)
+    chex.assert_trees_all_equal(back.params, layer.params)
     assert back.options["epsilon"] == 1e-2
 
     def weight(layer) -> Any:
@@ -312,7 +313,7 @@ def test_what_cannot_be_read(error, arguments, words):
     ("error", "layout", "options", "words"),
     [
         (ValueError, "tf", {}, "'tf' is unknown"),
-        (ValueError, "flax", {"decay": jbn.cumulative_decay}, "no number below 1, which flax"),
+        (ValueError, "flax", {"decay": jbn.cumulative_decay}, "has no limit below 1, which flax"),
         (ValueError, "haiku", {"decay": 1.0}, "decay=1.0 .* which haiku needs"),
         (TypeError, "flax", {"momentum": 0.9}, "'momentum'"),
     ],

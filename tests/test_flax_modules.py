@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,7 @@ from flax import nnx
 import jbn
 import jbn.linen
 import jbn.nnx
-from tests.test_moments import data
-
-
-def tree_close(a, b, **tolerances):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, **tolerances)
+from tests.helpers import data
 
 
 class Network(nn.Module):
@@ -34,7 +29,7 @@ class Network(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_linen_trains_like_flax_for_50_steps(masked):
     xs, targets = data((50, 32, 8), mean=1), data((50, 32, 2), 1)
-    # Flax normalises what the mask hides, too: the loss leaves it out.
+    # Flax normalizes what the mask hides, too: the loss leaves it out.
     mask = data((32, 1), 2) > -0.5 if masked else None
 
     def run(norm):
@@ -59,7 +54,7 @@ def test_linen_trains_like_flax_for_50_steps(masked):
         return variables, model.apply(variables, xs[0], False)
 
     (ours, y), (flaxs, y_flax) = run(jbn.linen.BatchNorm), run(nn.BatchNorm)
-    tree_close((ours, y), (flaxs, y_flax), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close((ours, y), (flaxs, y_flax), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -88,7 +83,7 @@ def test_nnx_trains_like_flax_for_50_steps(masked):
         return nnx.state(model), model[1](model[0](xs[0]))
 
     (ours, y), (flaxs, y_flax) = run(jbn.nnx.BatchNorm), run(nnx.BatchNorm)
-    tree_close((ours, y), (flaxs, y_flax), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close((ours, y), (flaxs, y_flax), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [-1, 1, (1, 2)])
@@ -98,7 +93,7 @@ def test_linen_variables_are_those_of_flax(axis, use_scale):
     options = {"axis": axis, "use_scale": use_scale, "use_running_average": False}
     ours = jbn.linen.BatchNorm(**options).init(jax.random.key(0), x)
     flaxs = nn.BatchNorm(**options).init(jax.random.key(0), x)
-    tree_close(ours, flaxs, rtol=0)
+    chex.assert_trees_all_equal(ours, flaxs, strict=True)
 
 
 def test_linen_fields_and_defaults_are_those_of_flax():
@@ -122,7 +117,7 @@ def test_output_dtype_is_that_of_flax(dtype, x_dtype):
         assert z.dtype == y.dtype
 
 
-def test_initialising_needs_neither_the_axis_nor_two_examples_and_keeps_the_start():
+def test_initializing_needs_neither_the_axis_nor_two_examples_and_keeps_the_start():
     module = jbn.linen.BatchNorm(use_running_average=False, axis_name="nowhere")
     variables = module.init(jax.random.key(0), jnp.ones((1, 3)))
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)

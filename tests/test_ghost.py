@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jbn
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import collectives, data, eight_shards, sharded_step, step
 
 X = data((24, 2, 3), 0, 2) + np.arange(24, dtype=np.float32)[:, None, None]
 DY = data((24, 2, 3), 1)
@@ -20,34 +21,20 @@ MASK[8:12] = False  # A group of 4 with nothing valid, half of one of 8.
 SCALE = np.array([0.5, 1, 2], np.float32)
 
 
-def step(norm, x, dy, mask):
-    """y, the new state and the gradients of <y, dy> by x and the scale."""
-    params, state = norm.init(3)
-    params = params._replace(scale=jnp.asarray(SCALE))
-
-    def loss(params, x):
-        y, new = norm.train(params, state, x, mask=mask)
-        return jnp.sum(y * dy), (y, new)
-
-    (dparams, dx), (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
-    return y, new, dx, dparams.scale
+PARAMS, STATE = jbn.batch_norm().init(3)
+PARAMS = PARAMS._replace(scale=jnp.asarray(SCALE))
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-5, strict=True)
 
 
 @functools.lru_cache
 def one_device(group_size):
-    return jax.jit(functools.partial(step, jbn.ghost_batch_norm(group_size=group_size)))(
-        X, DY, MASK
-    )
-
-
-def assert_close(actual, expected):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+    norm = jbn.ghost_batch_norm(group_size=group_size)
+    return jax.jit(functools.partial(step, norm))(PARAMS, STATE, X, DY, MASK)
 
 
 @pytest.mark.parametrize("group_size", [4, 5, 7, 8, 24, 100])
 def test_each_group_is_a_batch(group_size):
-    y, state, dx, dscale = one_device(group_size)
+    y, state, (dparams, dx) = one_device(group_size)
     dscales = []
     for first in range(0, 24, group_size):
         part = slice(first, first + group_size)
@@ -61,14 +48,15 @@ def test_each_group_is_a_batch(group_size):
         gradients = reference.gradients(X[part], SCALE, DY[part], mask=MASK[part])
         np.testing.assert_allclose(dx[part], gradients[0], rtol=1e-4, atol=2e-5)
         dscales.append(gradients[1])
-    np.testing.assert_allclose(dscale, sum(dscales), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dparams.scale, sum(dscales), rtol=1e-5, atol=1e-5)
     mean, var, _ = reference.moments(X, mask=MASK)
     np.testing.assert_allclose(state.mean, 0.01 * mean, rtol=1e-5)
     np.testing.assert_allclose(state.var, 0.99 + 0.01 * var, rtol=1e-6)
 
 
 def test_one_group_is_batch_norm():
-    assert_close(one_device(24), jax.jit(functools.partial(step, jbn.batch_norm()))(X, DY, MASK))
+    wanted = jax.jit(functools.partial(step, jbn.batch_norm()))(PARAMS, STATE, X, DY, MASK)
+    assert_close(one_device(24), wanted)
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
@@ -76,33 +64,23 @@ def test_one_group_is_batch_norm():
 def test_groups_do_not_depend_on_the_number_of_shards(group_size, check_vma):
     """Each of 8 shards holds 3 examples: less than a group, a group, more, and across."""
     norm = jbn.ghost_batch_norm(group_size=group_size, axis_name="d")
-    f = jax.shard_map(
-        functools.partial(summed, norm, check_vma),
-        mesh=jax.make_mesh((8,), ("d",), (AxisType.Auto,)),
-        in_specs=(P("d"), P("d"), P("d")),
-        out_specs=(P("d"), P(), P("d"), P()),
-        check_vma=check_vma,
-    )
-    compiled = jax.jit(f).lower(X, DY, MASK).compile()
-    assert_close(compiled(X, DY, MASK), one_device(group_size))
-    # Forward, and backward together with the sum of the scale's gradients.
-    assert (compiled.as_text() or "").count(" all-reduce(") == 2
-
-
-def summed(norm, check_vma, x, dy, mask):
-    y, new, dx, dscale = step(norm, x, dy, mask)
-    # With check_vma, gradients of what all shards hold are summed by JAX.
-    return y, new, dx, dscale if check_vma else jax.lax.psum(dscale, "d")
+    arguments = PARAMS, STATE, X, DY, MASK
+    f = jax.jit(sharded_step(norm, eight_shards(), check_vma))
+    compiled = f.lower(*arguments).compile()
+    assert_close(compiled(*arguments), one_device(group_size))
+    # Forward, and backward together with the sum of the parameters' gradients.
+    assert collectives(compiled) == 2
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("group_size", [4, 16])
 def test_sharded_jit(group_size, kind):
-    mesh = jax.make_mesh((8,), ("d",), (kind,))
-    arrays = [jax.device_put(a, NamedSharding(mesh, P("d"))) for a in (X, DY, MASK)]
+    mesh = eight_shards(kind)
+    vectors = jax.device_put((PARAMS, STATE), NamedSharding(mesh, P()))
+    arrays = jax.device_put((X, DY, MASK), NamedSharding(mesh, P("d")))
     norm = jbn.ghost_batch_norm(group_size=group_size)
     with jax.set_mesh(mesh):
-        actual = jax.jit(functools.partial(step, norm))(*arrays)
+        actual = jax.jit(functools.partial(step, norm))(*vectors, *arrays)
     assert_close(actual, one_device(group_size))
 
 

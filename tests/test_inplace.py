@@ -1,27 +1,27 @@
 """In-place norms against batch norm followed by the activation, and what they keep."""
 
 import functools
+import types
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 import jbn
 import jbn.linen
 import jbn.nnx
 import jbn.testing
-from jbn import invertible
+from jbn import activations
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import DY, MASK, X, data, eight_shards, sharded_step, step
 
 ACTIVATIONS = {
-    "identity": (invertible.identity, lambda z: z),
-    "leaky_relu": (invertible.leaky_relu(0.2), lambda z: jax.nn.leaky_relu(z, 0.2)),
-    "elu": (invertible.elu(), jax.nn.elu),
+    "identity": (activations.identity(), lambda z: z),
+    "leaky_relu": (activations.leaky_relu(0.2), lambda z: jax.nn.leaky_relu(z, 0.2)),
+    "elu": (activations.elu(), jax.nn.elu),
 }
 
 
@@ -36,7 +36,7 @@ def followed_by(activation, **options):
     def infer(params, state, x, *, mask=None):
         return activation(norm.infer(params, state, x, mask=mask))
 
-    return norm._replace(train=train, infer=infer)
+    return types.SimpleNamespace(init=norm.init, train=train, infer=infer)
 
 
 def pair(name, **options):
@@ -53,18 +53,8 @@ def params_of(features=3, dtype: Any = np.float32):
     return jbn.BatchNormParams(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
 
 
-def step(norm, params, state, x, dy, mask=None):
-    def loss(params, x):
-        y, new = norm.train(params, state, x, mask=mask)
-        return jnp.sum(y * dy), (y, new)
-
-    gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
-    return y, new, gradients
-
-
 def assert_close(got, wanted, tolerance):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(got, wanted, rtol=tolerance, atol=tolerance, strict=True)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -117,28 +107,11 @@ def test_laws(name, law):
 
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_eight_shards(check_vma):
-    x, dy = data((32, 5, 3), mean=100), data((32, 5, 3), 1)
-    mask = data((32, 5), 2) > -0.3
-    mask[4:8] = False  # One shard with nothing valid.
     norm, _ = pair("leaky_relu", axis_name="d")
     _, wanted = pair("leaky_relu")
-    params, state = params_of(), norm.init(3)[1]
-
-    def local(params, x, dy, mask):
-        y, new, (dparams, dx) = step(norm, params, state, x, dy, mask)
-        if not check_vma:  # With it, the transpose adds over shards by itself.
-            dparams = jax.lax.psum(dparams, "d")
-        return y, new, (dparams, dx)
-
-    sharded = jax.shard_map(
-        local,
-        mesh=jax.make_mesh((8,), ("d",), (AxisType.Auto,)),
-        in_specs=(P(), P("d"), P("d"), P("d")),
-        out_specs=(P("d"), P(), (P(), P("d"))),
-        check_vma=check_vma,
-    )
-    expected = step(wanted, params, state, x, dy, mask)
-    assert_close(jax.jit(sharded)(params, x, dy, mask), expected, 3e-5)
+    arguments = params_of(), norm.init(3)[1], X, DY, MASK
+    sharded = sharded_step(norm, eight_shards(), check_vma)
+    assert_close(jax.jit(sharded)(*arguments), step(wanted, *arguments), 3e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -199,8 +172,8 @@ def test_in_the_modules_of_flax():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: invertible.leaky_relu(0.0), "negative_slope=0.0"),
-        (lambda: invertible.elu(-1.0), "alpha=-1.0"),
+        (lambda: activations.leaky_relu(0.0), "negative_slope=0.0"),
+        (lambda: activations.elu(-1.0), "alpha=-1.0"),
         (lambda: jbn.inplace_batch_norm(decay=2), "decay=2"),
     ],
 )

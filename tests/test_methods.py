@@ -1,7 +1,9 @@
 """Renorm, running, frozen and domain statistics against formulas, properties and Keras."""
 
+import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +12,14 @@ import pytest
 
 import jbn
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import data
 
 
 def batches(count, shape=(16, 2, 3)):
     return [data(shape, seed, mean=seed, dtype=np.float32) for seed in range(count)]
 
 
-def assert_same(actual, expected):
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+assert_same = functools.partial(chex.assert_trees_all_equal, strict=True)
 
 
 def test_renorm_without_limits_is_inference():
@@ -174,7 +175,7 @@ def test_domains_of_examples_are_batches_of_their_own(masked):
         own = jax.tree.map(lambda a, i=i: a[i], state)
         expected, moved = norm.train(params, own, x[rows], mask=valid)
         np.testing.assert_allclose(y[rows], expected, rtol=1e-5, atol=1e-6)
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), new, moved)
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], new), moved, rtol=1e-6)
         np.testing.assert_allclose(
             inferred[rows], norm.infer(params, moved, x[rows], mask=valid), rtol=1e-5, atol=1e-6
         )
@@ -189,9 +190,9 @@ def test_one_domain_for_all_of_a_batch():
     y, new = jax.jit(domains.train)(params, state, x, jnp.int32(1))
     expected, moved = norm.train(params, norm.init(3)[1], x)
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
-    for leaf, before, after in zip(new, norm.init(3)[1], moved, strict=True):
-        np.testing.assert_array_equal(leaf[0], before)
-        np.testing.assert_allclose(leaf[1], after, rtol=1e-6)
+    first, second = (jax.tree.map(lambda a, i=i: a[i], new) for i in range(2))
+    assert_same(first, norm.init(3)[1])
+    chex.assert_trees_all_close(second, moved, rtol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from typing import Any
+"""Moments of batches, masked and not, against the oracle; and their merging."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,7 @@ from jax.test_util import check_grads
 
 import jbn
 from tests import reference
-
-
-def data(shape, seed=0, mean=0.0, dtype: Any = np.float32):
-    return (np.random.default_rng(seed).normal(size=shape) + mean).astype(dtype)
+from tests.helpers import data
 
 
 @pytest.mark.parametrize("axis", [-1, 0, 1, (0, 2), (-1, 1), (0, 1, 2)])

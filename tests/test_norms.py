@@ -1,5 +1,8 @@
+"""Batch norm: values, gradients, dtypes, masks, transformations, memory and errors."""
+
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 import jbn
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import data
 
 
 def trained(norm, x, mask=None, features=None):
@@ -109,9 +112,7 @@ def test_a_masked_batch_equals_the_compacted_batch():
     tolerances: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
     np.testing.assert_allclose(dx[mask], dx2, **tolerances)
     np.testing.assert_array_equal(dx[~mask], 0)
-    rest, rest2 = jax.tree.leaves((dparams, new)), jax.tree.leaves((dparams2, new2))
-    for a, b in zip(rest, rest2, strict=True):
-        np.testing.assert_allclose(a, b, **tolerances)
+    chex.assert_trees_all_close((dparams, new), (dparams2, new2), **tolerances, strict=True)
 
 
 def test_nothing_valid_keeps_the_state_and_uses_it():
@@ -125,7 +126,7 @@ def test_nothing_valid_keeps_the_state_and_uses_it():
         return jnp.sum(y), (y, new)
 
     grad, (y, new) = jax.grad(loss, has_aux=True)(x)
-    assert jax.tree.all(jax.tree.map(np.array_equal, state, new))
+    chex.assert_trees_all_equal(new, state, strict=True)
     np.testing.assert_array_equal(y, 0)
     np.testing.assert_array_equal(grad, 0)
 
@@ -138,7 +139,7 @@ def test_a_batch_that_is_not_finite_shows_but_leaves_the_state(bad):
     x[3, 1] = bad
     y, new = jax.jit(norm.train)(params, state, x)
     assert not np.isfinite(y[:, 1]).all()
-    assert jax.tree.all(jax.tree.map(np.array_equal, state, new))
+    chex.assert_trees_all_equal(new, state, strict=True)
 
 
 def test_the_state_carries_no_gradient():
@@ -177,8 +178,7 @@ def test_scan_equals_a_loop_and_keeps_the_carry():
         state, y = step(state, xs[i])
         np.testing.assert_allclose(ys[i], y, rtol=1e-5, atol=1e-6)
     assert last.count == 6
-    for a, b in zip(last, state, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+    chex.assert_trees_all_close(last, state, rtol=1e-6, strict=True)
 
 
 def test_checkpoint_and_forward_mode_agree_with_reverse_mode():

@@ -1,33 +1,26 @@
 """Data far from 0: statistics, outputs and gradients as good as float32 can hold them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 import jbn
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import data, eight_shards, sharded_step, step
 
 OFFSETS = [0, 1, 10, 100, 1e3, 1e4]
 
 
-def step(norm, x, dy, mask=None):
-    """Output, gradient of x and the next state, from the first training step on."""
-    params, state = norm.init(x.shape[-1])
-
-    def run(x):
-        y, new = norm.train(params, state, x, mask=mask)
-        return y, new
-
-    y, pull, new = jax.vjp(run, jnp.asarray(x), has_aux=True)
-    return y, pull(jnp.asarray(dy))[0], new
+def first_step(x, dy, mask=None):
+    norm = jbn.batch_norm(decay=0.0)
+    return jax.jit(functools.partial(step, norm))(*norm.init(x.shape[-1]), x, dy, mask)
 
 
 def assert_exact(got, x, dy, mask=None):
-    y, dx, new = got
+    y, new, (_, dx) = got
     mean, var, _ = reference.moments(x, mask=mask)
     valid = np.ones(len(x), bool) if mask is None else mask
     np.testing.assert_allclose(new.var, var, rtol=1e-5)
@@ -45,22 +38,20 @@ def assert_exact(got, x, dy, mask=None):
 def test_one_device(offset, masked):
     x, dy = data((3000, 4), 0, offset), data((3000, 4), 1)
     mask = np.arange(3000) % 7 > 2 if masked else None
-    norm = jbn.batch_norm(decay=0.0)
-    assert_exact(jax.jit(lambda x: step(norm, x, dy, mask))(x), x, dy, mask)
+    assert_exact(first_step(x, dy, mask), x, dy, mask)
 
 
-@pytest.mark.parametrize("offset", OFFSETS)
-def test_eight_shards(offset):
+@pytest.mark.parametrize(
+    ("offset", "platform"),
+    [*((offset, "cpu") for offset in OFFSETS), (1e4, "tpu")],
+    indirect=["platform"],
+)
+def test_eight_shards(offset, platform):
     x, dy = data((4096, 4), 0, offset), data((4096, 4), 1)
     mask = np.arange(4096) % 512 < np.repeat(np.arange(0, 512, 64), 512)  # One shard has nothing.
     norm = jbn.batch_norm(decay=0.0, axis_name="d")
-    f = jax.shard_map(
-        lambda x, dy, mask: step(norm, x, dy, mask),
-        mesh=jax.make_mesh((8,), ("d",), (AxisType.Auto,)),
-        in_specs=P("d"),
-        out_specs=(P("d"), P("d"), P()),
-    )
-    assert_exact(jax.jit(f)(x, dy, mask), x, dy, mask)
+    got = jax.jit(sharded_step(norm, eight_shards()))(*norm.init(4), x, dy, mask)
+    assert_exact(got, x, dy, mask)
 
 
 @pytest.mark.parametrize("offset", [0, 1e4])
@@ -80,8 +71,7 @@ def test_one_value_has_its_own_mean_and_no_variance():
 
 def test_nearly_constant_features():
     x = (13 + 1e-4 * data((4096, 3))).astype(np.float32)
-    norm = jbn.batch_norm(decay=0.0)
-    y, dx, new = jax.jit(lambda x: step(norm, x, jnp.ones_like(x)))(x)
+    y, new, (_, dx) = first_step(x, np.ones_like(x))
     mean, var, _ = reference.moments(x)
     np.testing.assert_allclose(new.var, var, rtol=1e-5)
     assert np.isfinite(dx).all()
@@ -90,10 +80,8 @@ def test_nearly_constant_features():
 
 
 def test_constant_features_give_the_bias():
-    norm = jbn.batch_norm(decay=0.0)
-    y, dx, new = jax.jit(lambda x: step(norm, x, jnp.ones_like(x)))(
-        np.full((64, 3), 1e6, np.float32)
-    )
+    x = np.full((64, 3), 1e6, np.float32)
+    y, new, (_, dx) = first_step(x, np.ones_like(x))
     np.testing.assert_array_equal(y, 0)
     np.testing.assert_array_equal(new.var, 0)
     assert np.isfinite(dx).all()

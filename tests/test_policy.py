@@ -8,12 +8,10 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from tests.test_moments import data
-from tests.test_shards import collectives
+from tests.helpers import collectives, data, eight_shards
 
 DEPTH, SHAPE = 3, (16, 6, 6, 8)
 X = data(SHAPE)
@@ -93,14 +91,18 @@ def test_one_activation_a_layer_is_kept(name):
     assert kept(WRAPS["plain"]) > 2 * DEPTH
 
 
-@pytest.mark.parametrize("name", NORMS)
-def test_no_collective_is_repeated(name):
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [*((name, "cpu") for name in NORMS), ("ghost", "tpu")],
+    indirect=["platform"],
+)
+def test_no_collective_is_repeated(name, platform):
     norm = NORMS[name](axis_name="d")
 
     def count(wrap):
         f = jax.shard_map(
             jax.grad(functools.partial(loss, norm, WRAPS[wrap])),
-            mesh=jax.make_mesh((8,), ("d",), (AxisType.Auto,)),
+            mesh=eight_shards(),
             in_specs=(P(), P("d")),
             out_specs=P(),
         )

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers import one_device
 from tests.launch import free_port, start, wait
-from tests.test_shards import DY, MASK, X, one_device
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,6 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["shard_map", "jit"])
 def test_values_state_and_gradients_are_those_of_one_device(results, name):
-    wanted = jax.tree.leaves(one_device(X, DY, MASK))
+    wanted = jax.tree.leaves(one_device())
     for i, leaf in enumerate(wanted):
         np.testing.assert_allclose(results[f"{name}{i}"], leaf, rtol=1e-5, atol=2e-5)

@@ -1,10 +1,7 @@
 """The README's code runs as printed, its blocks in order and in one namespace."""
 
-import json
 import re
 from pathlib import Path
-
-from experiments.benchmarks import peers
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -33,10 +30,3 @@ def test_commands_are_printed_once():
     assert [c for c in commands if "pytest" in c] == [
         'python -m pip install -e ".[dev]" && python -m pytest'
     ]
-
-
-def test_the_table_of_defects_is_the_stored_one():
-    stored = json.loads(peers.RESULTS.read_text())
-    assert peers.table(stored) in README
-    for package, version in stored["versions"].items():
-        assert package in ("jax", "jbn") or f"{package} {version.split('+')[0]}" in README

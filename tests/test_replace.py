@@ -1,7 +1,9 @@
-"""Models of others on jbn without an edit: `jbn.nnx.convert`, `jbn.linen.replace_batch_norm`."""
+"""Models of others on jbn without an edit, by `replace_batch_norm` of Linen and NNX."""
 
+import functools
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from flax import nnx
 import jbn
 import jbn.linen
 import jbn.nnx
-from tests.test_moments import data
+from tests.helpers import data
 
 X = data((8, 6, 3), mean=1)
 
@@ -62,9 +64,8 @@ def nnx_model() -> Any:
     return model
 
 
-def assert_close(a, b):
-    """As close as float32 sums in another order."""
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=2e-5, atol=2e-5), a, b)
+# As close as float32 sums in another order.
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-5)
 
 
 def test_linen_gives_flaxs_values_gradients_statistics_and_tree():
@@ -135,13 +136,13 @@ def test_linen_runs_any_method_and_keeps_its_own_state():
 def test_nnx_gives_flaxs_values_gradients_statistics_and_leaves_the_model_alone():
     model = nnx_model()
     before = jax.tree.map(jnp.copy, nnx.state(model))
-    ours = jbn.nnx.convert(model)
+    ours = jbn.nnx.replace_batch_norm(model)
 
     def step(model):
         return nnx.value_and_grad(lambda model: jnp.sum(jnp.cos(model(X))))(model)
 
     actual = step(ours)
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), before)
+    chex.assert_trees_all_equal(nnx.state(model), before)
     expected = step(model)
     assert_close(actual, expected)
     assert_close(nnx.state(ours), nnx.state(model))
@@ -157,7 +158,7 @@ def test_nnx_runs_any_method():
     norm = jbn.ghost_batch_norm(group_size=4)
     params, state = norm.init(3)
     state = state._replace(mean=model.layers[0].mean[...], var=model.layers[0].var[...])
-    converted: Any = jbn.nnx.convert(model, norm)
+    converted: Any = jbn.nnx.replace_batch_norm(model, norm)
     expected, state = norm.train(params, state, X)
     np.testing.assert_allclose(converted(X), expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(converted.layers[0].mean[...], state.mean, rtol=1e-6)
@@ -165,4 +166,4 @@ def test_nnx_runs_any_method():
 
 def test_nnx_refuses_a_norm_that_learns_something_else():
     with pytest.raises(ValueError, match="use_scale=False"):
-        jbn.nnx.convert(nnx_model(), jbn.batch_norm())
+        jbn.nnx.replace_batch_norm(nnx_model(), jbn.batch_norm())

@@ -1,3 +1,6 @@
+"""Running statistics: averages over batches, corrections and dtypes."""
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,7 @@ import pytest
 
 import jbn
 from tests import reference
-from tests.test_moments import data
+from tests.helpers import data
 
 
 def run(norm, batches):
@@ -39,7 +42,7 @@ def test_cumulative_decay_is_the_mean_over_batches(batches):
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99, 0.9999])
-def test_corrected_decay_is_the_normalised_weighted_mean(batches, decay):
+def test_corrected_decay_is_the_normalized_weighted_mean(batches, decay):
     norm = jbn.batch_norm(decay=jbn.corrected_decay(decay))
     for t in (1, 2, 8):
         weights = decay ** np.arange(t - 1, -1, -1)
@@ -58,7 +61,7 @@ def test_dtypes_of_the_state_never_change():
     params, state = norm.init(3)
     for dtype in (jnp.bfloat16, jnp.float32):
         new = jax.eval_shape(norm.train, params, state, jnp.ones((4, 3), dtype))[1]
-        assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, state, new))
+        chex.assert_trees_all_equal_dtypes(state, new)
 
 
 @pytest.mark.usefixtures("x64")
@@ -75,16 +78,15 @@ def test_micro_batches_can_update_the_state_like_the_whole_batch():
     params, state = norm.init(3)
     # With decay 0 the next state is what the micro-batch says.
     micro = jbn.batch_norm(decay=0.0)
-    merged = jbn.Moments(jnp.zeros(3), jnp.zeros(3), jnp.float32(0))
+    merged = jbn.Moments(jnp.zeros(3), jnp.zeros(3), jnp.float32(0), jnp.float32(0))
     for part in x:
         _, (mean, var, _) = micro.train(params, state, part)
-        merged = jbn.merge(merged, jbn.Moments(mean, var, jnp.float32(16)))
+        merged = jbn.merge(merged, jbn.Moments(mean, var, jnp.float32(16), jnp.float32(16)))
     _, whole = norm.train(params, state, x.reshape(64, 3))
-    for a, b in zip(jbn.update(state, merged, 0.9), whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+    chex.assert_trees_all_close(jbn.update(state, merged, 0.9), whole, rtol=1e-6, strict=True)
 
 
 def test_a_count_given_as_an_integer_is_welcome():
-    batch = jbn.Moments(jnp.ones(3), jnp.ones(3), jnp.int32(5))
+    batch = jbn.Moments(jnp.ones(3), jnp.ones(3), jnp.int32(5), jnp.int32(5))
     state = jbn.update(jbn.batch_norm().init(3)[1], batch, 0.5, unbiased=True)
     np.testing.assert_allclose(state.var, 0.5 + 0.5 * 5 / 4, rtol=1e-6)

@@ -1,8 +1,8 @@
 """One device, eight shards: the same values, state and gradients, with unequal masks."""
 
 import functools
-import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,60 +11,47 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from tests.test_moments import data
+from tests.helpers import (
+    DY,
+    MASK,
+    X,
+    collectives,
+    data,
+    eight_shards,
+    one_device,
+    sharded_step,
+    step,
+)
 
-X = data((32, 5, 3), mean=100)
-DY = data((32, 5, 3), 1)
-MASK = data((32, 5), 2) > -0.3
-MASK[4:8] = False  # One shard with nothing valid.
+assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=2e-5, strict=True)
 
-
-def step(norm, params, state, x, dy, mask):
-    """Output, next state, and the gradients of x and the parameters."""
-
-    def loss(params, x):
-        y, new = norm.train(params, state, x, mask=mask)
-        return jnp.sum(y * dy), (y, new)
-
-    (dparams, dx), (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
-    return y, dx, new, dparams
-
-
-def one_device(x, dy, mask, decay=0.5):
-    norm = jbn.batch_norm(decay=decay)
-    return step(norm, *norm.init(3), x, dy, mask)
+masked_on_platform = pytest.mark.parametrize(
+    ("masked", "platform"),
+    [(False, "cpu"), (True, "cpu"), (True, "tpu")],
+    indirect=["platform"],
+)
 
 
-def assert_same(got, wanted):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(np.asarray(a).reshape(b.shape), b, rtol=1e-5, atol=2e-5)
+def in_shards(*arrays):
+    """Returns arrays with an axis of eight shards in front."""
+    return [a.reshape(8, 4, *a.shape[1:]) for a in arrays]
 
 
-@pytest.mark.parametrize("masked", [False, True])
+def joined(array):
+    return array.reshape(-1, *array.shape[2:])
+
+
+@masked_on_platform
 @pytest.mark.parametrize("check_vma", [False, True])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_shard_map(masked, check_vma, axis_type):
+def test_shard_map(masked, platform, check_vma, axis_type):
     norm = jbn.batch_norm(decay=0.5, axis_name="d")
-    params, state = norm.init(3)
-    mesh = jax.make_mesh((8,), ("d",), (axis_type,))
+    mesh = eight_shards(axis_type)
     mask = MASK if masked else np.ones_like(MASK)
-
-    def local(params, x, dy, mask):
-        y, dx, new, dparams = step(norm, params, state, x, dy, mask)
-        if not check_vma:  # With it, the transpose adds over shards by itself.
-            dparams = jax.lax.psum(dparams, "d")
-        return y, dx, new, dparams
-
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(P(), P("d"), P("d"), P("d")),
-        out_specs=(P("d"), P("d"), P(), P()),
-        check_vma=check_vma,
-    )
+    params, state = jax.device_put(norm.init(3), NamedSharding(mesh, P()))
     arrays = jax.device_put((X, DY, mask), NamedSharding(mesh, P("d")))
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    assert_same(jax.jit(sharded)(params, *arrays), one_device(X, DY, mask))
+    got = jax.jit(sharded_step(norm, mesh, check_vma))(params, state, *arrays)
+    assert_same(got, one_device(X, DY, mask))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pmap's own.
@@ -74,15 +61,15 @@ def test_pmap_and_vmap(map_):
     params, state = norm.init(3)
 
     def local(x, dy, mask):
-        y, dx, new, dparams = step(norm, params, state, x, dy, mask)
-        return y, dx, new, jax.lax.psum(dparams, "d")
+        y, new, (dparams, dx) = step(norm, params, state, x, dy, mask)
+        return y, new, (jax.lax.psum(dparams, "d"), dx)
 
-    shards = [a.reshape(8, 4, *a.shape[1:]) for a in (X, DY, MASK)]
-    y, dx, new, dparams = map_(local, axis_name="d")(*shards)
+    y, new, (dparams, dx) = map_(local, axis_name="d")(*in_shards(X, DY, MASK))
+    new, dparams = jax.tree.map(np.asarray, (new, dparams))
     first = jax.tree.map(lambda a: a[0], (new, dparams))
-    for leaf in jax.tree.leaves((new, dparams)):
-        np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[:1], leaf.shape))
-    assert_same((y, dx, *first), one_device(X, DY, MASK))
+    repeated = jax.tree.map(lambda a: np.broadcast_to(a, (8, *a.shape)), first)
+    chex.assert_trees_all_equal((new, dparams), repeated, strict=True)
+    assert_same((joined(y), first[0], (first[1], joined(dx))), one_device())
 
 
 def test_vmap_with_a_tuple_of_axis_names():
@@ -91,8 +78,8 @@ def test_vmap_with_a_tuple_of_axis_names():
     train = functools.partial(norm.train, params, state)
     f = jax.vmap(jax.vmap(lambda x: train(x), axis_name="b"), axis_name="a")
     y, new = f(X.reshape(2, 4, 4, 5, 3))
-    wanted = one_device(X, DY, None)
-    assert_same((y, jax.tree.map(lambda a: a[0, 0], new)), (wanted[0], wanted[2]))
+    new = jax.tree.map(lambda a: a[0, 0], new)
+    assert_same((y.reshape(X.shape), new), one_device(mask=None)[:2])
 
 
 @pytest.mark.parametrize("mapped", ["pmap", "vmap", "shard_map", "shard_map_vma"])
@@ -103,45 +90,45 @@ def test_groups_are_batches_of_their_own(mapped):
     params, state = norm.init(3)
 
     def local(x, dy, mask):
-        return step(norm, params, state, x, dy, mask)[:2]
+        y, _, (_, dx) = step(norm, params, state, x, dy, mask)
+        return y, dx
 
-    shards = [a.reshape(8, 4, *a.shape[1:]) for a in (X, DY, MASK)]
+    shards = in_shards(X, DY, MASK)
     if mapped in ("pmap", "vmap"):
         y, dx = getattr(jax, mapped)(local, axis_name="d")(*shards)
     else:
-        mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
         f = jax.shard_map(
-            local, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=mapped.endswith("vma")
+            local,
+            mesh=eight_shards(),
+            in_specs=P("d"),
+            out_specs=P("d"),
+            check_vma=mapped.endswith("vma"),
         )
         y, dx = (a.reshape(8, 4, 5, 3) for a in jax.jit(f)(X, DY, MASK))
     for group in groups:
         x1, dy1, mask1 = (a[np.array(group)].reshape(16, *a.shape[2:]) for a in shards)
-        got = [np.asarray(a)[np.array(group)] for a in (y, dx)]
-        assert_same(got, one_device(x1, dy1, mask1)[:2])
+        wanted, _, (_, dx1) = one_device(x1, dy1, mask1)
+        got = [joined(np.asarray(a)[np.array(group)]) for a in (y, dx)]
+        assert_same(got, [wanted, dx1])
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@masked_on_platform
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_jit_is_global_by_itself(masked, axis_type):
+def test_sharded_jit_is_global_by_itself(masked, platform, axis_type):
     norm = jbn.batch_norm(decay=0.5)
-    mesh = jax.make_mesh((8,), ("d",), (axis_type,))
+    mesh = eight_shards(axis_type)
     params, state = jax.device_put(norm.init(3), NamedSharding(mesh, P()))
     x, dy, mask = jax.device_put((X, DY, MASK), NamedSharding(mesh, P("d")))
     mask = mask if masked else None
     with jax.set_mesh(mesh):
         got = jax.jit(functools.partial(step, norm))(params, state, x, dy, mask)
-    assert_same(got, one_device(X, DY, MASK if masked else None))
-
-
-def collectives(compiled) -> int:
-    names = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-    return len(re.findall(rf"= [^=]*? (?:{names})(?:-start)?\(", compiled.as_text()))
+    assert_same(got, one_device(mask=MASK if masked else None))
 
 
 def test_one_collective_forward_and_one_backward():
     norm = jbn.batch_norm(axis_name="d")
     params, state = norm.init(3)
-    mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+    mesh = eight_shards()
 
     def forward(x):
         return norm.train(params, state, x)
@@ -164,7 +151,7 @@ def test_one_collective_each_way_as_traced(make):
     def backward(params, x, dy):
         return jax.vjp(lambda *inputs: norm.train(inputs[0], state, inputs[1])[0], params, x)[1](dy)
 
-    mesh = jax.make_mesh((8,), ("d",), (AxisType.Auto,))
+    mesh = eight_shards()
     specs = P(), P("d")
     f = jax.shard_map(backward, mesh=mesh, in_specs=(*specs, P("d")), out_specs=specs)
     assert str(jax.make_jaxpr(f)(params, X, DY)).count("= psum") == 2
@@ -189,20 +176,16 @@ def test_groups_that_are_no_partition_are_refused():
 
 @pytest.mark.usefixtures("x64")
 def test_shards_agree_to_twelve_digits_in_float64():
-    x, dy = X.astype(np.float64), DY.astype(np.float64)
     norm = jbn.batch_norm(decay=0.5, axis_name="d")
-    params, state = jax.tree.map(lambda a: a.astype(np.float64), norm.init(3)[0]), norm.init(3)[1]
-    state = state._replace(mean=state.mean.astype(np.float64), var=state.var.astype(np.float64))
-    f = jax.shard_map(
-        functools.partial(step, norm),
-        mesh=jax.make_mesh((8,), ("d",), (AxisType.Auto,)),
-        in_specs=(P(), P(), P("d"), P("d"), P("d")),
-        out_specs=(P("d"), P("d"), P(), P()),
+    wide = (norm.init(3), X, DY)
+    (params, state), x, dy = jax.tree.map(
+        lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, wide
     )
     one = functools.partial(step, jbn.batch_norm(decay=0.5))
-    got, wanted = (jax.jit(g)(params, state, x, dy, MASK) for g in (f, one))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    got, wanted = (
+        jax.jit(f)(params, state, x, dy, MASK) for f in (sharded_step(norm, eight_shards()), one)
+    )
+    chex.assert_trees_all_close(got, wanted, rtol=1e-12, atol=1e-12, strict=True)
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,26 +1,18 @@
-"""The sums as a TPU takes them, tried on a CPU: as exact, everywhere, as on other platforms."""
+"""The sums in the form for a TPU, run on the CPU: as exact as those of other platforms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
 import jbn.testing
-from tests import reference, test_offsets, test_policy, test_shards
-from tests.test_moments import data
+from tests import reference
+from tests.helpers import data
 
-
-@pytest.fixture(autouse=True)
-def on_a_tpu(monkeypatch):
-    """Traces what would be compiled for a TPU."""
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("on_a_tpu")
 
 
 @pytest.mark.parametrize("mean", [0, 7, 9, 100, 1e4])
@@ -67,12 +59,3 @@ def test_constant_features(value):
 @pytest.mark.parametrize("make", [jbn.batch_norm, jbn.batch_renorm, jbn.running_batch_norm])
 def test_laws(make):
     jbn.testing.check_norm(make)
-
-
-def test_eight_devices():
-    test_offsets.test_eight_shards(1e4)
-    for check_vma in (False, True):
-        for axis_type in (AxisType.Auto, AxisType.Explicit):
-            test_shards.test_shard_map(True, check_vma, axis_type)
-            test_shards.test_sharded_jit_is_global_by_itself(True, axis_type)
-    test_policy.test_no_collective_is_repeated("ghost")

@@ -1,7 +1,9 @@
 """State and gradients through the transformations of JAX, Linen and NNX."""
 
+import functools
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from flax import nnx
 import jbn
 import jbn.linen
 import jbn.nnx
-from tests.test_moments import data
+from tests import reference
+from tests.helpers import data, step
 
 X = data((6, 16, 3), mean=2)
 
@@ -27,9 +30,7 @@ def at(tree, *index):
     return jax.tree.map(lambda a: a[index], tree)
 
 
-def assert_close(got, wanted):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 def test_nested_vmap_equals_loops():
@@ -56,8 +57,7 @@ def test_donated_state_and_eval_shape():
     norm, params, state = start()
     expected = norm.train(params, state, X[0])
     shapes = jax.eval_shape(norm.train, params, state, X[0])
-    for leaf, shape in zip(jax.tree.leaves(expected), jax.tree.leaves(shapes), strict=True):
-        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(expected, shapes)
     donating = jax.jit(norm.train, donate_argnums=1)
     assert_close(donating(params, jax.tree.map(jnp.copy, state), X[0]), expected)
 
@@ -178,3 +178,49 @@ def test_nnx_gradients_and_state_in_one_step():
     expected, new = jax.grad(loss, has_aux=True)(params)
     assert_close((grads["scale"][...], grads["bias"][...]), (expected.scale, expected.bias))
     assert_close((model.mean[...], model.var[...]), (new.mean, new.var))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_equal_norms_are_traced_once(static):
+    """A norm is a pytree without leaves and hashable, so it may be an argument of both kinds."""
+    chex.clear_trace_counter()
+    traced_once: Any = jax.jit(
+        chex.assert_max_traces(step, n=1), static_argnums=(0,) if static else ()
+    )
+    params, state = start()[1:]
+    for i, x in enumerate(X):
+        norm = jbn.batch_norm(decay=(0.5, np.float32(0.5), jnp.float32(0.5))[i % 3])
+        y, state, _ = traced_once(norm, params, state, x, np.ones_like(x))
+        assert y.shape == x.shape
+    assert state.count == len(X)
+    with pytest.raises(AssertionError, match="traced"):
+        traced_once(jbn.batch_norm(decay=0.25), params, state, X[0], np.ones_like(X[0]))
+
+
+every_variant: Any = chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pmap's own.
+class VariantsTest(chex.TestCase):
+    """Op by op, compiled and mapped over devices, a norm gives what the formulas do."""
+
+    variant: Any  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @every_variant
+    def test_training(self):
+        norm, params, state = start()
+        y, new = self.variant(norm.train)(params, state, X[0])
+        mean, var, _ = reference.moments(X[0])
+        np.testing.assert_allclose(y, reference.normalize(X[0], mean, var), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(new.mean, 0.1 * mean, rtol=1e-6)
+        np.testing.assert_allclose(new.var, 0.9 + 0.1 * var, rtol=1e-6)
+        chex.assert_trees_all_equal_shapes_and_dtypes((y, new), (jnp.asarray(X[0]), state))
+
+    @every_variant
+    def test_inference(self):
+        norm, params, state = start()
+        state = state._replace(mean=jnp.float32([1, -1, 0]), var=jnp.float32([4, 1, 2]))
+        y = self.variant(norm.infer)(params, state, X[0])
+        expected = reference.normalize(X[0], state.mean, state.var)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        assert (y.shape, y.dtype) == (X[0].shape, X[0].dtype)

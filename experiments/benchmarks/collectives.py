@@ -7,42 +7,42 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from experiments.benchmarks import networks, programs
+from experiments.benchmarks import networks, program_cost
 from experiments.benchmarks.layers import make_jbn, make_linen
-from experiments.benchmarks.networks import Form
+from experiments.benchmarks.networks import NormActivation
 
 DEVICES = 8
 X = jax.ShapeDtypeStruct((128, 32, 32, 64), jnp.float32)
 
 
-def forms(devices: list[Any]) -> dict[str, Form]:
-    """Returns the forms of `networks.forms` with relu, and those that name the axis themselves.
+def norm_activations(devices: list[Any]) -> dict[str, NormActivation]:
+    """Returns `networks.norm_activations` with relu, and norms that name the axis themselves.
 
     The former see the whole batch, and the compiler spreads it; of the latter, each device runs its
     own share within `jax.shard_map`.
     """
-    everywhere, split = P(), P(programs.AXIS)
+    everywhere, split = P(), P(program_cost.AXIS)
     shares = partial(
         jax.shard_map,
-        mesh=programs.mesh(devices),
+        mesh=program_cost.mesh(devices),
         in_specs=(everywhere, split),
         out_specs=(split, everywhere),
     )
     found = {
-        name: form
-        for name, form in networks.forms(X.dtype.name).items()
+        name: norm
+        for name, norm in networks.norm_activations(X.dtype.name).items()
         if not name.endswith("leaky")
     }
     for name, make in (("jbn", make_jbn), ("flax.linen", make_linen)):
-        named = partial(make, axis_name=programs.AXIS)
-        found[f"{name}, axis_name"] = Form(named, jax.nn.relu, shares)
+        named = partial(make, axis_name=program_cost.AXIS)
+        found[f"{name}, axis_name"] = NormActivation(named, jax.nn.relu, shares)
     return found
 
 
-def count(devices: list[Any], form: Form) -> tuple[int, int]:
+def count(devices: list[Any], norm: NormActivation) -> tuple[int, int]:
     """Returns how many collectives the forward and the backward pass have, once compiled."""
-    step = networks.norm_step(form, X.shape[-1])
-    forward = programs.compile_for(devices, step.forward, step.learned, X, split=(1,))
-    both = programs.compile_for(devices, step.gradients, step.learned, X, X, split=(1, 2))
-    ahead, total = (programs.count_collectives(f.as_text() or "") for f in (forward, both))
+    step = networks.norm_step(norm, X.shape[-1])
+    forward = program_cost.compile_for(devices, step.forward, step.learned, X, split=(1,))
+    both = program_cost.compile_for(devices, step.gradients, step.learned, X, X, split=(1, 2))
+    ahead, total = (program_cost.count_collectives(f.as_text() or "") for f in (forward, both))
     return ahead, total - ahead

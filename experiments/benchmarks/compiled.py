@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from experiments.benchmarks import collectives, networks, programs, targets
+from experiments.benchmarks import collectives, networks, program_cost, targets
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
-from experiments.benchmarks.networks import Form, Shape
+from experiments.benchmarks.networks import NormActivation, Shape
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,7 +34,7 @@ class Arguments:
     output: Path | None = None
     """Where the results go, as JSON; by default beside this file."""
     only: tuple[str, ...] = ()
-    """Names of forms; all by default. Stored results of the others are kept."""
+    """Names of norms; all by default. Stored results of the others are kept."""
 
 
 def main(arguments: Arguments) -> int:
@@ -58,9 +58,9 @@ def main(arguments: Arguments) -> int:
         "collectives": old.get("collectives", {}),
         "rows": rows,
     }
-    for name, form in collectives.forms(several).items():
+    for name, norm in collectives.norm_activations(several).items():
         if name in arguments.only or not arguments.only:
-            counts = collectives.count(several, form)
+            counts = collectives.count(several, norm)
             print(name, "collectives forward and backward:", *counts, flush=True)
             result["collectives"][name] = counts
     for row in measure(arguments.target, arguments.only):
@@ -71,11 +71,11 @@ def main(arguments: Arguments) -> int:
 
 
 def measure(target: targets.Target, only: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yields a row for each network, depth, shape and form; bytes are in activations a layer."""
+    """Yields a row for each network, depth, shape and norm; bytes are in activations a layer."""
     for dtype in ("bfloat16", "float32"):
         for size, channels in ((32, 64), (16, 256)):
             shape = Shape(BATCHES[target], size, channels, dtype)
-            for name, form in networks.forms(dtype).items():
+            for name, norm in networks.norm_activations(dtype).items():
                 if only and name not in only:
                     continue
                 about = {"form": name, "dtype": dtype, "channels": channels}
@@ -83,9 +83,9 @@ def measure(target: targets.Target, only: tuple[str, ...]) -> Iterator[dict[str,
                     *(("conv-norm-act", depth) for depth in DEPTHS[target]),
                     ("residual", DEPTHS[target][0]),
                 ):
-                    step, inputs = networks.step(NETWORKS[network], form, shape, depth)
-                    program = programs.read(
-                        programs.compile_for(targets.devices(target), step, *inputs)
+                    step, inputs = networks.step(NETWORKS[network], norm, shape, depth)
+                    program = program_cost.read(
+                        program_cost.compile_for(targets.devices(target), step, *inputs)
                     )
                     layer = shape.bytes * depth
                     yield about | {
@@ -93,19 +93,19 @@ def measure(target: targets.Target, only: tuple[str, ...]) -> Iterator[dict[str,
                         "depth": depth,
                         "peak": round(program.peak_bytes / layer, 3),
                         "moved": round(program.moved_bytes / layer, 3),
-                        "kept": round(kept(form, shape), 3),
+                        "kept": round(saved_activations(norm, shape), 3),
                     }
 
 
-def kept(form: Form, shape: Shape) -> float:
-    """Returns what reverse mode keeps of a norm and its activation as traced, in activations."""
-    layer = form.make(shape.channels, 0.9)
+def saved_activations(norm: NormActivation, shape: Shape) -> float:
+    """Returns what reverse mode saves of a norm and its activation as traced, in activations."""
+    layer = norm.make(shape.channels, 0.9)
 
-    def norm(x):
-        return form.activation(layer.train(layer.state, x * 2)[0].astype(x.dtype))
+    def forward(x):
+        return norm.activation(layer.train(layer.state, x * 2)[0].astype(x.dtype))
 
     x = jax.ShapeDtypeStruct((32, 16, 16, shape.channels), jnp.dtype(shape.dtype))
-    return programs.residual_bytes(form.wrap(norm), x) / (x.size * x.dtype.itemsize)
+    return program_cost.residual_bytes(norm.wrap(forward), x) / (x.size * x.dtype.itemsize)
 
 
 def _compilers() -> list[str]:

@@ -35,9 +35,9 @@ def main(arguments: Arguments) -> None:
 
 
 def cells(result: dict[str, Any], network: str) -> dict[str, dict[tuple[str, int], Cell]]:
-    """Returns (peak, moved) by form and shape, of the deepest network of a kind, most with relu.
+    """Returns (peak, moved) by norm and shape, of the deepest network of a kind, most with relu.
 
-    The form in place has leaky relu, with which the others, stored as well, do hardly better.
+    The norm in place has leaky relu, with which the others, stored as well, do hardly better.
     """
     rows = [
         row
@@ -58,11 +58,11 @@ def table(result: dict[str, Any], network: str = "conv-norm-act") -> str:
     """Returns peak memory / bytes moved, per layer in activations, as a Markdown table."""
     heads = [f"{dtype}, {channels} channels" for dtype, channels in SHAPES]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(SHAPES) + 1) + "|"]
-    for form, values in cells(result, network).items():
+    for name, values in cells(result, network).items():
         texts = [
             "{:.2f} / {:.2f}".format(*values[shape]) if shape in values else "" for shape in SHAPES
         ]
-        lines.append(f"| {form} | " + " | ".join(texts) + " |")
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
@@ -70,7 +70,7 @@ def collectives(result: dict[str, Any]) -> str:
     """Returns collectives of one norm on 8 devices as a Markdown table."""
     lines = ["| collectives | forward | backward |", "|---|---|---|"]
     counts = result["collectives"].items()
-    lines += [f"| {form} | {forward} | {backward} |" for form, (forward, backward) in counts]
+    lines += [f"| {name} | {forward} | {backward} |" for name, (forward, backward) in counts]
     return "\n".join(lines)
 
 
@@ -79,14 +79,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
     for axes, (dtype, channels) in zip(panels, (SHAPES[0], SHAPES[2]), strict=True):
         labels: dict[Cell, list[str]] = {}
-        for form, values in cells(result, "conv-norm-act").items():
+        for name, values in cells(result, "conv-norm-act").items():
             peak, moved = values[dtype, channels]
-            ours = form.startswith("jbn")
+            ours = name.startswith("jbn")
             axes.plot(moved, peak, "o" if ours else "s", ms=9 if ours else 6)
             near = (at for at in labels if _touch(at, (moved, peak)))
-            labels.setdefault(next(near, (moved, peak)), []).append(form)
-        for at, forms in labels.items():
-            text = ", ".join(forms)
+            labels.setdefault(next(near, (moved, peak)), []).append(name)
+        for at, names in labels.items():
+            text = ", ".join(names)
             axes.annotate(text, at, (4, 6), textcoords="offset points", fontsize=8)
         axes.set_title(f"{dtype}, {channels} channels")
         axes.set_xlabel("bytes moved per layer, in activations")

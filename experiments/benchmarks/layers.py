@@ -20,13 +20,13 @@ class Layer(NamedTuple):
       state: parameters and running statistics before the first batch.
       train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]` for x `[n, features]`.
       infer: `infer(state, x) -> y`.
-      statistics: `statistics(state) -> (mean, var)`, the running ones.
+      running_statistics: `running_statistics(state) -> (mean, var)`.
     """
 
     state: Any
     train: Callable[..., tuple[Any, Any]]
     infer: Callable[[Any, Any], Any]
-    statistics: Callable[[Any], tuple[Any, Any]]
+    running_statistics: Callable[[Any], tuple[Any, Any]]
 
 
 class Missing(Exception):
@@ -67,7 +67,7 @@ def make_linen(features: int, decay: float, *, corrected: bool = False, **option
 
     _require(not corrected)
     module = nn.BatchNorm(momentum=decay, **options)
-    # Initialised without the named axis, which need not be bound here.
+    # Initialized without the named axis, which need not be bound here.
     plain = nn.BatchNorm(use_running_average=True)
     variables = plain.init(jax.random.key(0), jnp.zeros((2, features)))
 
@@ -81,10 +81,10 @@ def make_linen(features: int, decay: float, *, corrected: bool = False, **option
     def infer(variables, x):
         return module.apply(variables, x, use_running_average=True)
 
-    def statistics(variables):
+    def running_statistics(variables):
         return variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
 
-    return Layer(variables, train, infer, statistics)
+    return Layer(variables, train, infer, running_statistics)
 
 
 def make_nnx(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
@@ -104,11 +104,11 @@ def make_nnx(features: int, decay: float, *, corrected: bool = False, **options:
     def infer(state, x):
         return nnx.merge(graph, state, copy=True)(x, use_running_average=True)
 
-    def statistics(state):
+    def running_statistics(state):
         module = nnx.merge(graph, state, copy=True)
         return module.mean[...], module.var[...]
 
-    return Layer(state, train, infer, statistics)
+    return Layer(state, train, infer, running_statistics)
 
 
 def make_haiku(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
@@ -131,11 +131,11 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
     def infer(variables, x):
         return transformed.apply(*variables, None, x, False)[0]
 
-    def statistics(variables):
+    def running_statistics(variables):
         return tuple(variables[1][f"norm/~/{k}_ema"]["average"][0] for k in ("mean", "var"))
 
     state = transformed.init(None, jnp.zeros((2, features)), True)
-    return Layer(state, train, infer, statistics)
+    return Layer(state, train, infer, running_statistics)
 
 
 def make_equinox(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
@@ -163,10 +163,10 @@ def make_equinox(features: int, decay: float, *, corrected: bool = True, **optio
         inference = eqx.nn.inference_mode(eqx.combine(params, static))
         return jax.vmap(lambda x: inference(x, state)[0], axis_name="batch")(x)
 
-    def statistics(variables):
+    def running_statistics(variables):
         return variables[1].get(norm.batch_state_index)
 
-    return Layer((params, eqx.nn.State(norm)), train, infer, statistics)
+    return Layer((params, eqx.nn.State(norm)), train, infer, running_statistics)
 
 
 def make_keras(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
@@ -212,10 +212,10 @@ def make_torch(features: int, decay: float, *, corrected: bool = False, **option
         module.eval()
         return module(tensor(x)).detach().float().numpy()
 
-    def statistics(_):
+    def running_statistics(_):
         return module.running_mean.numpy(), module.running_var.numpy()
 
-    return Layer(None, train, infer, statistics)
+    return Layer(None, train, infer, running_statistics)
 
 
 _MAKERS = {

@@ -1,4 +1,4 @@
-"""Linen networks with norms of any variant, and their training step."""
+"""Linen networks with any norms, and their training step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from experiments.benchmarks.variants import Variant
+from experiments.benchmarks.linen_norms import NetworkNorms
 
 
 class Chain(nn.Module):
     """Small dense layers with a norm and an activation each, as many as ResNet-50 has norms."""
 
-    variant: Variant
+    norms: NetworkNorms
     depth: int = 53
     features: int = 16
 
@@ -25,14 +25,14 @@ class Chain(nn.Module):
         """Returns logits of x [batch, features]."""
         for _ in range(self.depth):
             x = nn.Dense(self.features, use_bias=False)(x)
-            x = self.variant.activation(self.variant.norm()(x))
+            x = self.norms.activation(self.norms.norm()(x))
         return x
 
 
 class ResNet50(nn.Module):
     """ResNet-50 (He et al. 2015), which halves images in its 3x3 convolutions (v1.5)."""
 
-    variant: Variant
+    norms: NetworkNorms
     dtype: DTypeLike
     """Of activations; parameters are float32."""
     num_classes: int = 1000
@@ -41,12 +41,12 @@ class ResNet50(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits of images [batch, height, width, 3]."""
         x = nn.Conv(64, (7, 7), (2, 2), use_bias=False, dtype=self.dtype)(x)
-        x = self.variant.activation(self.variant.norm()(x))
+        x = self.norms.activation(self.norms.norm()(x))
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, blocks in enumerate((3, 4, 6, 3)):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
-                x = Bottleneck(64 * 2**stage, strides, self.variant, self.dtype)(x)
+                x = Bottleneck(64 * 2**stage, strides, self.norms, self.dtype)(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, (1, 2)))
         return x.astype(jnp.float32)
 
@@ -56,13 +56,13 @@ class Bottleneck(nn.Module):
 
     features: int
     strides: int
-    variant: Variant
+    norms: NetworkNorms
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the block to x [batch, height, width, channels]."""
-        norm, last_norm, activation, sum_activation, _ = self.variant
+        norm, last_norm, activation, sum_activation, _ = self.norms
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         strides = (self.strides, self.strides)
         y = activation(norm()(conv(self.features, (1, 1))(x)))

@@ -1,4 +1,4 @@
-"""Networks to compile: 3x3 convolutions and norms, of jbn's forms and of its peers."""
+"""Networks to compile: 3x3 convolutions with norms of jbn and of its peers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +15,8 @@ Activation = Callable[[jax.Array], jax.Array]
 Network = Callable[..., tuple[jax.Array, list[Any]]]
 
 
-class Form(NamedTuple):
-    """A norm and how a network uses it.
+class NormActivation(NamedTuple):
+    """A norm, the activation that follows it, and how a network uses them.
 
     Attributes:
       make: `make(features, decay) -> Layer`.
@@ -29,26 +29,26 @@ class Form(NamedTuple):
     wrap: Callable[[Any], Any] = lambda network: network
 
 
-def forms(dtype: str) -> dict[str, Form]:
-    """Returns jbn's forms, and its installed peers with relu and with leaky relu.
+def norm_activations(dtype: str) -> dict[str, NormActivation]:
+    """Returns jbn's norms, and its installed peers with relu and with leaky relu.
 
     Args:
       dtype: of activations, which Flax's layers have to be told.
     """
     in_place = partial(make_jbn, norm=jbn.inplace_batch_norm)
     found = {
-        "jbn": Form(make_jbn, jax.nn.relu),
-        "jbn, leaky": Form(make_jbn, jax.nn.leaky_relu),
-        "jbn, in place": Form(in_place, lambda y: y),
-        "jbn, policy": Form(
+        "jbn": NormActivation(make_jbn, jax.nn.relu),
+        "jbn, leaky": NormActivation(make_jbn, jax.nn.leaky_relu),
+        "jbn, in place": NormActivation(in_place, lambda y: y),
+        "jbn, policy": NormActivation(
             make_jbn, jax.nn.relu, partial(jax.checkpoint, policy=jbn.save_norm_inputs)
         ),
     }
     for name, (library, make) in installed().items():
         if library not in ("jbn", "torch"):
             make = partial(make, dtype=jnp.dtype(dtype)) if library == "flax" else make
-            found[name] = Form(make, jax.nn.relu)
-            found[f"{name}, leaky"] = Form(make, jax.nn.leaky_relu)
+            found[name] = NormActivation(make, jax.nn.relu)
+            found[f"{name}, leaky"] = NormActivation(make, jax.nn.leaky_relu)
     return found
 
 
@@ -98,16 +98,16 @@ def residual(
 
 
 def step(
-    network: Network, form: Form, shape: Shape, depth: int
+    network: Network, norm: NormActivation, shape: Shape, depth: int
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns a training step and the shapes of its arguments.
 
     The step returns the gradients of the kernels and of what the norms learn, and the new states.
     """
     # The state as traced: nothing is computed, and no array is a constant of the program.
-    layer = form.make(shape.channels, 0.9)
+    layer = norm.make(shape.channels, 0.9)
     leaves, structure = jax.tree.flatten([jax.eval_shape(lambda: layer.state)] * depth)
-    run = form.wrap(partial(network, layer, form.activation))
+    run = norm.wrap(partial(network, layer, norm.activation))
 
     def train(kernels, leaves, x):
         learned, join = split_floats(jax.tree.unflatten(structure, leaves))
@@ -137,15 +137,15 @@ class NormStep(NamedTuple):
     gradients: Callable[..., Any]
 
 
-def norm_step(form: Form, channels: int) -> NormStep:
+def norm_step(norm: NormActivation, channels: int) -> NormStep:
     """Returns the training step of one norm and its activation, nothing around it."""
-    layer = form.make(channels, 0.9)
+    layer = norm.make(channels, 0.9)
     learned, join = split_floats(layer.state)
 
-    @form.wrap
+    @norm.wrap
     def forward(learned, x):
         y, state = layer.train(join(learned), x)
-        return form.activation(y.astype(x.dtype)), state
+        return norm.activation(y.astype(x.dtype)), state
 
     def gradients(learned, x, dy):
         def loss(learned, x):

@@ -50,7 +50,7 @@ def _wide(x):
 def variance_error(mean: float, make: Maker) -> float:
     """The relative error of the variance of 65,536 rows, seen in a state without memory."""
     layer, x = make(4, 0.0), _normal((65_536, 4), mean)
-    var = _wide(layer.statistics(layer.train(layer.state, x)[1])[1])
+    var = _wide(layer.running_statistics(layer.train(layer.state, x)[1])[1])
     right = _wide(x).var(0)
     if make.__name__ == "make_torch":  # Its running variance is the unbiased one.
         right = _wide(x).var(0, ddof=1)
@@ -64,7 +64,7 @@ def masked_shards(make: Maker) -> float:
     mask = jnp.arange(16) < (2 + 2 * jnp.arange(8)).reshape(8, 1)
     train = functools.partial(layer.train, layer.state)
     state = jax.vmap(lambda x, mask: train(x, mask)[1], axis_name="d")(x, mask)
-    mean = _wide(layer.statistics(jax.tree.map(lambda leaf: leaf[0], state))[0])
+    mean = _wide(layer.running_statistics(jax.tree.map(lambda leaf: leaf[0], state))[0])
     valid = _wide(x[mask])
     return float(np.max(np.abs(mean - valid.mean(0)) / valid.std(0)))
 
@@ -85,7 +85,7 @@ def nothing_valid(make: Maker) -> str:
     """What a batch with every row masked does to the running statistics."""
     layer, mask = make(4, 0.9), jnp.zeros(16, bool)
     _, state = layer.train(layer.state, _normal((16, 4)), mask)
-    before, after = (np.stack(layer.statistics(s)) for s in (layer.state, state))
+    before, after = (np.stack(layer.running_statistics(s)) for s in (layer.state, state))
     if not np.isfinite(after).all():
         return "NaN"
     return "unchanged" if (before == after).all() else "moved"
@@ -95,7 +95,7 @@ def overflow(make: Maker) -> str:
     """What a batch with an infinite value does to the running statistics."""
     layer = make(4, 0.9)
     _, state = layer.train(layer.state, _normal((16, 4)).at[3, 1].set(jnp.inf))
-    return "finite" if np.isfinite(np.stack(layer.statistics(state))).all() else "NaN"
+    return "finite" if np.isfinite(np.stack(layer.running_statistics(state))).all() else "NaN"
 
 
 def corrected_average(make: Maker) -> float:
@@ -117,7 +117,7 @@ def bfloat16_decay(make: Maker) -> float:
     state = layer.state
     for _ in range(20):
         _, state = layer.train(state, x)
-    var = _wide(layer.statistics(state)[1])
+    var = _wide(layer.running_statistics(state)[1])
     mass = 1 - 0.999**20
     right = _wide(x).var(0)
     # Corrected or not, biased or not: whatever the library means.
@@ -128,7 +128,7 @@ def bfloat16_decay(make: Maker) -> float:
 def bfloat16_statistics(make: Maker) -> float:
     """The relative error of the variance of bfloat16 rows of mean 10, std 1."""
     layer, x = make(4, 0.0), _normal((4096, 4), 10).astype(jnp.bfloat16)
-    var = _wide(layer.statistics(layer.train(layer.state, x)[1])[1])
+    var = _wide(layer.running_statistics(layer.train(layer.state, x)[1])[1])
     rows = _wide(x)
     return float(min(np.max(np.abs(var / rows.var(0, ddof=ddof) - 1)) for ddof in (0, 1)))
 
@@ -167,11 +167,11 @@ def float64_batch(make: Maker) -> str:
     """The dtype of the running variance after a float64 batch."""
     with jax.enable_x64(True):
         layer = make(4, 0.9)
-        before = jnp.asarray(layer.statistics(layer.state)[1]).dtype
+        before = jnp.asarray(layer.running_statistics(layer.state)[1]).dtype
         _, state = layer.train(
             layer.state, jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)))
         )
-        after = np.asarray(layer.statistics(state)[1]).dtype
+        after = np.asarray(layer.running_statistics(state)[1]).dtype
     return "kept" if before == after else f"{before} to {after}"
 
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from experiments.benchmarks import programs, targets
+from experiments.benchmarks import program_cost, targets
 from experiments.benchmarks.linen_networks import ResNet50, training
-from experiments.benchmarks.variants import Variant, variants
+from experiments.benchmarks.linen_norms import NetworkNorms, linen_norms
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results" / "resnet50-h100.json"
@@ -34,7 +34,7 @@ LIMIT = int(0.75 * targets.H100_BYTES)
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compiles a step of bfloat16 ResNet-50 with jbn's forms and with Flax's batch norm."""
+    """Compiles a step of bfloat16 ResNet-50 with jbn's norms and with Flax's batch norm."""
 
     output: Path = RESULTS
     """Where the results go, as JSON."""
@@ -53,39 +53,39 @@ def main(arguments: Arguments) -> int:
         "versions": versions(*PACKAGES),
         "rows": [],
     }
-    for name, variant in variants(DTYPE).items():
-        result["rows"].append({"form": name} | measure(devices, variant))
+    for name, norms in linen_norms(DTYPE).items():
+        result["rows"].append({"form": name} | measure(devices, norms))
         RunFolder(arguments.output.parent).write(arguments.output.name, result)
     print(table(result))
     return 0
 
 
-def measure(devices: list[Any], variant: Variant) -> dict[str, int]:
+def measure(devices: list[Any], norms: NetworkNorms) -> dict[str, int]:
     """Compiles a step of SGD with momentum for several batches of 224x224 images.
 
     The work space of convolutions is missing: a card's library chooses it where the card is.
 
     Returns:
-      `peak_bytes`, `total_bytes`, `moved_bytes`: see `programs.Program`; `largest_batch`: the
-      largest multiple of 8 whose total is within the limit while XLA computes nothing twice to get
-      there; `largest_bytes`: its total.
+      `peak_bytes`, `total_bytes`, `moved_bytes`: see `program_cost.ProgramCost`; `largest_batch`:
+      the largest multiple of 8 whose total is within the limit while XLA computes nothing twice to
+      get there; `largest_bytes`: its total.
     """
-    init, step = training(ResNet50(variant, DTYPE), optax.sgd(0.1, momentum=0.9), wrap=variant.wrap)
+    init, step = training(ResNet50(norms, DTYPE), optax.sgd(0.1, momentum=0.9), wrap=norms.wrap)
 
     @functools.cache
     def compiled(batch: int):
         images = jax.ShapeDtypeStruct((batch, 224, 224, 3), DTYPE)
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
         state = jax.eval_shape(init, images)
-        return programs.compile_for(devices, step, state, images, labels, donated=(0,))
+        return program_cost.compile_for(devices, step, state, images, labels, donated=(0,))
 
     def needs(batch: int) -> float:
         computes_twice = re.search(r"%[\w.\-]+\.remat\d* = ", compiled(batch).as_text() or "")
-        total = math.inf if computes_twice else programs.read(compiled(batch)).total_bytes
+        total = math.inf if computes_twice else program_cost.read(compiled(batch)).total_bytes
         print(f"batch {batch}: {total / 1e9:.2f} GB", flush=True)
         return total
 
-    program = programs.read(compiled(BATCH))
+    program = program_cost.read(compiled(BATCH))
     largest, total = largest_batch(needs, LIMIT)
     return {
         "peak_bytes": program.peak_bytes,

@@ -14,8 +14,8 @@ import jax
 import tyro
 
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
-from experiments.benchmarks.timed_steps import compilation_turns, norm_turns, resnet20_turns
-from experiments.benchmarks.timing import compared, interleaved, table
+from experiments.benchmarks.stopwatch import compared, interleaved, table
+from experiments.benchmarks.turns import compilation_turns, norm_turns, resnet20_turns
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results"

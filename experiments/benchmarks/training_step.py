@@ -13,8 +13,8 @@ import numpy as np
 import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.augment import normaliser, pixel_statistics
-from experiments.benchmarks import programs
+from experiments.augment import normalizer, pixel_statistics
+from experiments.benchmarks import program_cost
 from experiments.benchmarks.targets import Target, devices
 from experiments.config import Config
 from experiments.configs import PRESETS
@@ -74,11 +74,11 @@ def measure(
     )
     # A mean and a deviation of each channel are constants of the program, whatever they are.
     noise = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
-    normalise = normaliser(pixel_statistics(noise), config.data.gain)
+    normalize = normalizer(pixel_statistics(noise), config.data.gain)
     classes = tuple("0123456789")
-    state = jit_learner(config, classes, mesh, normalise, "init").eval_shape(images)
-    step = jit_learner(config, classes, mesh, normalise, "train", static=(1,))
-    program = programs.read(step.lower(images, state).compile())
+    state = jit_learner(config, classes, mesh, normalize, "init").eval_shape(images)
+    step = jit_learner(config, classes, mesh, normalize, "train", static=(1,))
+    program = program_cost.read(step.lower(images, state).compile())
     paths = [path for path, _ in jax.tree.leaves_with_path(state.batch_stats)]
     return {
         "norms": len({path[:-1] for path in paths}),

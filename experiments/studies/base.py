@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from experiments.config import Config, ModelConfig, OptimizerConfig
+from experiments.studies.definition import Scale
+from experiments.studies.phrases import listed
 from experiments.studies.records import Records
-from experiments.studies.study import Scale
-from experiments.studies.words import listed
 
 RATES = (0.02, 0.05, 0.1)
 """Learning rates of which each arm gets its best, where arms are compared; around those at which

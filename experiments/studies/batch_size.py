@@ -1,4 +1,4 @@
-"""The normalisation batch from 2 to all of the optimizer's, by method and way of inference."""
+"""The normalization batch from 2 to all of the optimizer's, by method and way of inference."""
 
 from itertools import product
 from typing import Any
@@ -10,10 +10,10 @@ from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, listed, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch, recalibrated
-from experiments.studies.words import difference, listed, spread, table
 
 MODES = {
     "accuracy": ("moving averages", "tab:blue"),
@@ -25,7 +25,7 @@ _BATCH = 128
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns runs of each method, at each normalisation batch where it has one."""
+    """Returns runs of each method, at each normalization batch where it has one."""
     sizes = {"smoke": (2,), "cifar10": (2, 8, _BATCH)}.get(scale, (2, 4, 8, 32, _BATCH))
     rates = (0.05, 0.1, 0.2, 0.4)
     rates = {"smoke": (0.1,), "digits": rates[:3]}.get(scale, rates)
@@ -54,7 +54,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
     """Returns test accuracies in each way of inference that the method has."""
     training = Training(setting.config, dataset)
     if setting.labels["norm"] == "running":
-        training.finish_in_parts(setting.labels["size"])
+        training.finish_in_micro_batches(setting.labels["size"])
     else:
         training.advance(training.total_steps)
     images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
@@ -67,7 +67,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws accuracy against the normalisation batch: methods, and batch norm's inference."""
+    """Draws accuracy against the normalization batch: methods, and batch norm's inference."""
     figure, (left, right) = figures.new(2, STUDY.question, caption, width=5)
     sizes = records.where(norm="batch").labels("size")
     for method in records.labels("norm"):
@@ -91,16 +91,16 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Says what small normalisation batches cost, and what helps."""
+    """Says what small normalization batches cost, and what helps."""
     sizes = records.where(norm="batch").labels("size")
     smallest, largest = sizes[0], sizes[-1]
-    parts = []
+    paragraphs = []
     for size in sizes[:-1]:
         loss = difference(
             *(_chosen(records, "batch", s).values("accuracy") for s in (largest, size)),
             relevant=0.01,
         )
-        parts.append(
+        paragraphs.append(
             f"**Batch norm loses by a normalisation batch of {size}: {loss.verdict}.** Against"
             f" {largest} it loses {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f}"
             f" to {100 * loss.high:.1f})."
@@ -112,19 +112,19 @@ def answer(records: Records) -> str:
         gain = difference(other.values("accuracy"), batch.values("accuracy"), relevant=0.01)
         if gain.verdict == "held":
             better.append(figures.METHODS[method][0])
-    parts.append(
+    paragraphs.append(
         f"At {smallest}, by at least one point and clearly better than batch norm: "
         f"{listed(better) if better else 'none of the others'}."
     )
     modes = [f"{label} {spread(batch.values(n)):.1%}" for n, (label, _) in MODES.items()]
-    parts.append(f"Batch norm trained at {smallest}, by way of inference: {listed(modes)}.")
+    paragraphs.append(f"Batch norm trained at {smallest}, by way of inference: {listed(modes)}.")
     rows = []
     for method in records.labels("norm"):
         arms = [_chosen(records, method, s) or _chosen(records, method, _ANY) for s in sizes]
         cells = (f"{spread(a.values('accuracy')):.1%} ({a[0].labels['rate']:g})" for a in arms)
         rows.append([figures.METHODS[method][0], *cells])
     head = ["test accuracy (rate)", *(f"{size} together" for size in sizes)]
-    return "\n\n".join([*parts, table(head, rows)])
+    return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def _chosen(records: Records, method: str, size: Any) -> Records:

@@ -15,10 +15,10 @@ from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, listed, spread
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training
-from experiments.studies.words import difference, listed, spread
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _DRAWS = 400
@@ -97,8 +97,8 @@ def answer(records: Records) -> str:
     sizes = np.array(errors[0].result["sizes"])
     mean, var = errors.values("mean"), errors.values("var")
     slopes = {
-        words: spread([np.polyfit(np.log(sizes), np.log(run.mean(0)), 1)[0] for run in values])
-        for words, values in (("mean", mean), ("variance", var))
+        name: spread([np.polyfit(np.log(sizes), np.log(run.mean(0)), 1)[0] for run in values])
+        for name, values in (("mean", mean), ("variance", var))
     }
     law = all(abs(slope.mean + 0.5) < 0.05 for slope in slopes.values())
     examples = [
@@ -112,7 +112,7 @@ def answer(records: Records) -> str:
     beyond = any(w.mean - w.std > p for w, p in zip(worth, positions, strict=True))
     more = ", more than its positions where these cancel in the mean" if beyond else ""
     counts = [f"{w:.0f} (of {p} positions)" for w, p in zip(worth, positions, strict=True)]
-    parts = [
+    paragraphs = [
         (
             "**Errors fall as one over the root of the batch:"
             f" {'held' if law else 'did not hold'}.** The slopes in the double logarithm are"
@@ -123,7 +123,7 @@ def answer(records: Records) -> str:
         ),
         *_throughput(timed),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(paragraphs)
 
 
 def _throughput(timed: Records) -> list[str]:
@@ -160,7 +160,7 @@ def _image_moments(
         return call(*args, **kwargs)
 
     with nn.intercept_methods(keep):
-        learner.apply(state.params, state.batch_stats, learner.normalise(images), train=False)
+        learner.apply(state.params, state.batch_stats, learner.normalize(images), train=False)
     return layers
 
 

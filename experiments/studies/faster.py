@@ -14,10 +14,10 @@ from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, listed, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits
-from experiments.studies.words import difference, listed, spread, table
 
 ARMS = {
     ("relu", "batch"): ("ReLU, batch norm", "tab:blue"),
@@ -180,7 +180,7 @@ def _gradient_norms(
     learner: Learner, state: TrainState, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """Norm of the gradient by each convolution's kernel, from the input on."""
-    x = learner.normalise(images)
+    x = learner.normalize(images)
     grads, _ = jax.grad(learner.loss, has_aux=True)(state.params, state.batch_stats, x, labels)
     names = sorted((n for n in grads if n.startswith("ConvNorm")), key=lambda n: int(n[9:]))
     return jnp.stack([jnp.linalg.norm(grads[n]["Conv_0"]["kernel"]) for n in names])

@@ -10,10 +10,10 @@ from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import RATES, base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, listed, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch
-from experiments.studies.words import difference, listed, spread, table
 
 METHODS = ("batch", "renorm", "running", "group", "none")
 
@@ -79,9 +79,9 @@ def answer(records: Records) -> str:
         arms = [_chosen(records, method, c) for c in records.labels("classes")]
         cells = (f"{spread(a.values('accuracy')):.1%} ({a[0].labels['rate']:g})" for a in arms)
         rows.append([figures.METHODS[method][0], *cells])
-    parts = [_with_few(records, count) for count in few]
+    paragraphs = [_with_few(records, count) for count in few]
     head = ["test accuracy (rate)", *map(_classes, records.labels("classes"))]
-    return "\n\n".join([*parts, table(head, rows)])
+    return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def _with_few(records: Records, count: int) -> str:

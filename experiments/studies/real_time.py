@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+import jbn.linen
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.models import make_model
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, logits, logits_by_batch
-from experiments.studies.words import difference, spread, table
-from jbn import linen_fold
 
 NETS = {"small": "four convolutions, 8x8 images", "resnet20": "ResNet-20, 32x32 images"}
 VARIANTS = {
@@ -73,7 +73,7 @@ def _program(config: Config, variant: str, x: jax.Array) -> Any:
     variables = jax.jit(model.init, static_argnums=2)(jax.random.key(config.seed), x, False)
     apply = model.apply
     if variant == "folded":
-        folded = linen_fold.fold(model, variables, x, train=False)
+        folded = jbn.linen.fold(model, variables, x, train=False)
         apply, variables = folded.apply, folded.variables
     # As arguments: of constants XLA would compute the norm's gain in advance, folded or not.
     compiled = jax.jit(lambda variables, x: apply(variables, x, train=False)).lower(variables, x)
@@ -121,16 +121,16 @@ def _folding_error(training: Training, images: np.ndarray) -> float:
     """Largest difference of a logit that folding makes, relative to the largest logit."""
     config = training.config
     model = make_model(config, len(training.dataset.classes), config.norm.make())
-    x = jnp.asarray(training.call(_normalised, images))
+    x = jnp.asarray(training.call(_normalized, images))
     variables = {"params": training.state.params, "batch_stats": training.state.batch_stats}
-    folded = linen_fold.fold(model, variables, x, train=False)
+    folded = jbn.linen.fold(model, variables, x, train=False)
     plain = jnp.asarray(model.apply(variables, x, train=False))
     other = jnp.asarray(folded.apply(folded.variables, x, train=False))
     return float(jnp.abs(plain - other).max() / jnp.abs(plain).max())
 
 
-def _normalised(learner, state, images):
-    return learner.normalise(images)
+def _normalized(learner, state, images):
+    return learner.normalize(images)
 
 
 def plot(records: Records, caption: str) -> Figure:
@@ -164,7 +164,7 @@ def answer(records: Records) -> str:
     mates, timed = records.where(measure="mates"), records.where(measure="latency")
     flipped = mates.values("flipped_own")
     exact = mates.values("changed").max() < 1e-5 and mates.values("flipped").max() == 0
-    parts = [
+    paragraphs = [
         (
             f"**Identical outputs whatever the batch mates: {'held' if exact else 'did not hold'}**"
             " by running statistics: no logit changed by more than"
@@ -184,7 +184,7 @@ def answer(records: Records) -> str:
         plain, folded, none = (arm.values(name) for name in ("batch", "folded", "none"))
         # Of pairs, which were timed in turns.
         saved = difference(plain - folded, np.zeros(len(plain)), relevant=0.02 * plain.mean())
-        parts.append(
+        paragraphs.append(
             f"**Folding makes one image faster, {NETS[net]}: {saved.verdict}.** {spread(plain):.0f}"
             f" microseconds with batch norm, {spread(folded):.0f} folded, {spread(none):.0f}"
             f" without a norm; folding saves {saved:.0f}, paired by repetition, and takes"
@@ -192,7 +192,7 @@ def answer(records: Records) -> str:
         )
         rows.append([NETS[net], *(f"{spread(arm.values(v)):.0f}" for v in VARIANTS)])
     head = ["microseconds an image", *(label for label, _ in VARIANTS.values())]
-    return "\n\n".join([*parts, table(head, rows)])
+    return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def method(records: Records) -> str:

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.studies import figures
 from experiments.studies.base import RATES, base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import Difference, difference, listed, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, cross_entropy, logits
-from experiments.studies.words import Difference, difference, listed, spread, table
 
 ARMS = {
     "none": ({"method": "none"}, "no norm", "tab:orange"),
@@ -81,13 +81,13 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Compares each arm's gap, and what small normalisation batches add."""
-    parts, rows = [], []
+    """Compares each arm's gap, and what small normalization batches add."""
+    paragraphs, rows = [], []
     for size in records.labels("images"):
         arms = _chosen(records.where(images=size))
         gaps = {arm: runs.values("gap") for arm, runs in arms.items()}
         smaller = difference(gaps["none"], gaps["batch 64"], relevant=0.005)
-        parts.append(
+        paragraphs.append(
             f"**With {size:,} training images, a smaller gap with batch norm (of 64) than without: "
             f"{smaller.verdict}.** It is {_points(smaller)}. With it {_rates(arms['batch 64'])},"
             f" without {_rates(arms['none'])}. {_noise(gaps)}"
@@ -97,7 +97,7 @@ def answer(records: Records) -> str:
             cells.append(f"{spread(runs.values('loss')):.3f}")
             rows.append([f"{size:,}", _NAMES[arm], f"{runs[0].labels['rate']:g}", *cells])
     head = ["images", "", "learning rate", "training", "test", "gap", "test loss"]
-    return "\n\n".join([*parts, table(head, rows)])
+    return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def _noise(gaps: dict[str, np.ndarray]) -> str:

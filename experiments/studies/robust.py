@@ -7,18 +7,17 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.config import NormConfig
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import RATES, base, change, convolutions
+from experiments.studies.definition import Scale, Study
 from experiments.studies.perturb import PERTURBATIONS, perturb
+from experiments.studies.phrases import difference, listed, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch
-from experiments.studies.words import difference, listed, spread, table
-from jbn.norms.method import replaced_method, statistics
+from jbn._norms.method import Wrapped, replaced_method
 
 SIZES = (1, 4, 16, 64, 256)
 WEIGHTS = (0, 16)
@@ -79,17 +78,21 @@ def _adapted_accuracy(training: Training, name: str, size: int, weight: int) -> 
 def _adapted_logits(
     learner: Learner, state: TrainState, batches: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    """Logits of batches `[batches, size, ...]`, each normalised by adapted statistics."""
-    epsilon = NormConfig().epsilon
-
-    def blended(own, batch, examples):
-        share = weight / (weight + examples)
-        mean = share * own.mean + (1 - share) * batch.mean
-        var = share * own.var + (1 - share) * batch.var
-        return statistics(mean, var, epsilon)
-
-    with replaced_method(lambda method: method._replace(choose=blended)):
+    """Logits of batches `[batches, size, ...]`, each normalized by adapted statistics."""
+    with replaced_method(lambda method: _Blended(method, weight=weight)):
         return jax.vmap(lambda images: logits_by_batch(learner, state, images))(batches)
+
+
+class _Blended(Wrapped):
+    """Normalizes as inference does with statistics blended with those of the batch."""
+
+    weight: Any
+
+    def train_vectors(self, state, batch):
+        share = self.weight / (self.weight + batch.examples)
+        mean = share * state.mean + (1 - share) * batch.mean
+        var = share * state.var + (1 - share) * batch.var
+        return self.infer_vectors(state._replace(mean=mean, var=var)), state
 
 
 def plot(records: Records, caption: str) -> Figure:
@@ -125,9 +128,9 @@ def plot(records: Records, caption: str) -> Figure:
         figures.band(
             last, sizes, values, f"adapted, training statistics\ncount as {weight} images", color
         )
-    for norm, words in (("batch", "batch norm, not adapted"), ("none", "no norm")):
+    for norm, label in (("batch", "batch norm, not adapted"), ("none", "no norm")):
         values = _unadapted(records.where(norm=norm))
-        last.axhline(values.mean(), color=figures.METHODS[norm][1], linestyle="--", label=words)
+        last.axhline(values.mean(), color=figures.METHODS[norm][1], linestyle="--", label=label)
     figures.powers_of_two(last, sizes)
     last.set(title="adapted (mean of four changes)", xlabel="images in a test batch")
     legend.axis("off")
@@ -154,18 +157,18 @@ def answer(records: Records) -> str:
         better = difference(batch, none, relevant=0.01)
         worse.append(better)
         rows.append([f"{gain:g}", f"{spread(batch):.1%}", f"{spread(none):.1%}", better.verdict])
-    parts = []
+    paragraphs = []
     if rows:
         plain = [arm.where(gain=1.0).values("accuracy") for arm in arms.values()]
         held = sum(d.verdict == "held" for d in worse)
         spans = arms["batch"].values("accuracy")
-        parts.append(
+        paragraphs.append(
             f"**Training on inputs of another scale: batch norm better at {held} of {len(worse)}"
             f" scales.** With it, accuracies lie between {spans.min():.1%} and {spans.max():.1%}"
             f" over all scales and seeds; at scale 1 they are {spread(plain[0]):.1%} with and"
             f" {spread(plain[1]):.1%} without."
         )
-        parts.append(table(["scale in training", "batch norm", "no norm", "better?"], rows))
+        paragraphs.append(table(["scale in training", "batch norm", "no norm", "better?"], rows))
     rows, verdicts = [], []
     for name, (_, _, neutral, _) in PERTURBATIONS.items():
         (levels, batch), (_, none) = (_perturbed(arm, name) for arm in arms.values())
@@ -183,15 +186,17 @@ def answer(records: Records) -> str:
     all_one_way = len(verdicts) in counts.values()
     verdict = "unclear" if not all_one_way else "held" if counts["better"] else "did not hold"
     verdict = "did not hold in general" if counts["worse"] else verdict
-    parts.append(
+    paragraphs.append(
         f"**Test images that differ from the training images: {verdict}.** By at least one point"
         f" and clearly, batch norm is better at {counts['better']} of {len(rows)} levels, worse at"
         f" {counts['worse']}; the rest is not clearly different. Its statistics are those of the"
         " training images, which the test images no longer have."
     )
-    parts.append(_adaptation(records))
-    parts.append(table(["test images", "level", "batch norm", "no norm", "batch norm is"], rows))
-    return "\n\n".join(parts)
+    paragraphs.append(_adaptation(records))
+    paragraphs.append(
+        table(["test images", "level", "batch norm", "no norm", "batch norm is"], rows)
+    )
+    return "\n\n".join(paragraphs)
 
 
 def _adaptation(records: Records) -> str:

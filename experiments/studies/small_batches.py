@@ -10,10 +10,10 @@ from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, listed, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training, accuracy, logits
-from experiments.studies.words import difference, listed, spread, table
 
 _NETWORKS = {
     "strided": "strided convolutions, norms behind activations",
@@ -90,7 +90,7 @@ def plot(records: Records, caption: str) -> Figure:
 def answer(records: Records) -> str:
     """Compares batch norm and running batch norm at the smallest batch, by network and rate."""
     size = min(records.labels("size"))
-    parts = [
+    paragraphs = [
         _headline(records.where(network=network, size=size, rate=rate), network, size, rate)
         for network, rate in product(*(records.labels(name) for name in ("network", "rate")))
     ]
@@ -103,7 +103,7 @@ def answer(records: Records) -> str:
             f"{spread(here.where(size=s).values('accuracy')):.1%}" for s in here.labels("size")
         )
         rows.append([figures.METHODS[name][0], network, f"{at:g}", *cells])
-    return "\n\n".join([*parts, table(head, rows)])
+    return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def _headline(records: Records, network: str, size: int, rate: float) -> str:

@@ -13,10 +13,10 @@ from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
+from experiments.studies.definition import Scale, Study
+from experiments.studies.phrases import difference, spread, table
 from experiments.studies.records import Records, Setting
-from experiments.studies.study import Scale, Study
 from experiments.studies.training import Training
-from experiments.studies.words import difference, spread, table
 
 REACH = (0.5, 1.0, 2.0, 3.0, 4.0)
 """Step sizes in multiples of the learning rate, the range of Santurkar et al. 2018."""
@@ -92,16 +92,16 @@ def plot(records: Records, caption: str) -> Figure:
 def answer(records: Records) -> str:
     """Compares means of the logarithms over each half of the training, and at equal losses."""
     seeds = {norm: records.where(norm=norm) for norm in ("none", "batch")}
-    parts, rows = [], []
+    paragraphs, rows = [], []
     middle = len(records[0].result["step"]) // 2
     halves = {"first": slice(middle), "second": slice(middle, None)}
-    for (name, words), (half, points) in product(MEASURES.items(), halves.items()):
+    for (name, label), (half, points) in product(MEASURES.items(), halves.items()):
         logs = {norm: np.log(arm.values(name)[:, points]).mean(1) for norm, arm in seeds.items()}
         smoother = difference(logs["none"], logs["batch"], relevant=np.log(1.1))
         low, mean, high = np.exp([smoother.low, smoother.mean, smoother.high])
         rows.append(
             [
-                words,
+                label,
                 half,
                 *(f"{spread(np.exp(values)):.3g}" for values in logs.values()),
                 f"{mean:.2f} (95% interval {low:.2f} to {high:.2f})",
@@ -109,10 +109,10 @@ def answer(records: Records) -> str:
             ]
         )
     head = ["geometric mean", "half of the training", "no norm", "batch norm", "ratio", "smoother?"]
-    parts.append(table(head, rows))
+    paragraphs.append(table(head, rows))
     losses = {norm: arm.values("loss") for norm, arm in seeds.items()}
-    parts.append(_at_equal_loss(seeds, losses))
-    return "\n\n".join(parts)
+    paragraphs.append(_at_equal_loss(seeds, losses))
+    return "\n\n".join(paragraphs)
 
 
 def _at_equal_loss(seeds, losses) -> str:
@@ -140,7 +140,7 @@ def _look_ahead(
     """Loss and change of the gradient after a step of `size` against the gradient."""
 
     def loss_and_grads(params):
-        x = learner.normalise(images)
+        x = learner.normalize(images)
         grad = jax.value_and_grad(learner.loss, has_aux=True)
         (loss, _), grads = grad(params, state.batch_stats, x, labels)
         return loss, grads

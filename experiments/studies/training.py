@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.augment import normaliser, pixel_statistics
+from experiments.augment import normalizer, pixel_statistics
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState, make_learner
-from jbn.norms.method import replaced_method
+from jbn._norms.method import Wrapped, replaced_method
 
 
 class Training:
     """A training run, from its start.
 
     Seed and learning rate are arguments of the compiled programs, as are the images and what
-    normalises them.
+    normalizes them.
 
     Attributes:
       config: the run's.
@@ -49,13 +49,13 @@ class Training:
         stacked = jax.device_get(metrics)
         return {name: np.concatenate([m[name] for m in stacked]) for name in stacked[0]}
 
-    def finish_in_parts(self, size: int) -> None:
-        """Trains to the end with each batch in parts, one after another.
+    def finish_in_micro_batches(self, size: int) -> None:
+        """Trains to the end with each batch in micro-batches, one after another.
 
-        The statistics go from part to part, the gradients of a batch's parts are averaged.
+        The statistics go from one to the next, the gradients of all in a batch are averaged.
 
         Args:
-          size: images in a part.
+          size: images in a micro-batch.
         """
         images, labels = self.dataset[:2]
         order = np.arange(len(labels))
@@ -66,12 +66,12 @@ class Training:
                 order = random.permutation(len(labels))
             sums = jax.tree.map(jnp.zeros_like, self.state.params)
             batch_stats = self.state.batch_stats
-            parts = order[place * batch : (place + 1) * batch].reshape(-1, size)
-            for part in parts:
+            micro_batches = order[place * batch : (place + 1) * batch].reshape(-1, size)
+            for index in micro_batches:
                 sums, batch_stats = self._call(
-                    _part, self.state, sums, batch_stats, images[part], labels[part]
+                    _add_gradient, self.state, sums, batch_stats, images[index], labels[index]
                 )
-            count = np.float32(len(parts))
+            count = np.float32(len(micro_batches))
             self.state = self._call(_update, self.state, sums, batch_stats, count)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -91,36 +91,38 @@ class Training:
 
 def logits(learner: Learner, state: TrainState, images: jax.Array) -> jax.Array:
     """Logits of images `[batch, ...]`, by the running statistics."""
-    x = learner.normalise(images)
+    x = learner.normalize(images)
     return learner.apply(state.params, state.batch_stats, x, train=False)[0]
 
 
 def logits_by_batch(learner: Learner, state: TrainState, images: jax.Array) -> jax.Array:
-    """Logits of images `[batch, ...]`, normalised as in training."""
-    x = learner.normalise(images)
+    """Logits of images `[batch, ...]`, normalized as in training."""
+    x = learner.normalize(images)
     return learner.apply(state.params, state.batch_stats, x, train=True)[0]
 
 
 def recalibrated(learner: Learner, state: TrainState, images: jax.Array) -> TrainState:
     """The state with the statistics of images `[n, ...]`, at fixed weights.
 
-    The layers before normalise by each batch's, or group's, own statistics (Wu & Johnson 2021).
+    The layers before normalize by each batch's, or group's, own statistics (Wu & Johnson 2021).
     """
-
-    def measured(method):
-        def choose(own, batch, examples):
-            return method.recall(own._replace(mean=batch.mean, var=batch.var))
-
-        def update(own, batch, examples):
-            return own._replace(mean=batch.mean, var=batch.var)
-
-        return method._replace(choose=choose, update=update)
-
-    with replaced_method(measured):
+    with replaced_method(_Measured):
         _, batch_stats = learner.apply(
-            state.params, state.batch_stats, learner.normalise(images), train=True
+            state.params, state.batch_stats, learner.normalize(images), train=True
         )
     return state._replace(batch_stats=batch_stats)
+
+
+class _Measured(Wrapped):
+    """Normalizes as inference does after the state took over the batch's mean and variance."""
+
+    @property
+    def takes_single_values(self) -> bool:
+        return True
+
+    def train_vectors(self, state, batch):
+        new = state._replace(mean=batch.mean, var=batch.var)
+        return self.infer_vectors(new), new
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -143,8 +145,8 @@ def _step(learner: Learner, state: TrainState) -> tuple[TrainState, dict[str, ja
     return learner.train(state, 1)
 
 
-def _part(learner, state, sums, batch_stats, images, labels):
-    x = learner.normalise(images)
+def _add_gradient(learner, state, sums, batch_stats, images, labels):
+    x = learner.normalize(images)
     grads, (batch_stats, _) = jax.grad(learner.loss, has_aux=True)(
         state.params, batch_stats, x, labels
     )
@@ -167,9 +169,9 @@ def _program(config, classes, function):
     def program(arrays, numbers, state, *arguments):
         images, statistics = arrays
         dataset = Dataset(*images, classes=classes, variant="")
-        normalise = normaliser(statistics, config.data.gain)
+        normalize = normalizer(statistics, config.data.gain)
         numbered = _with_numbers(config, *numbers)
-        learner = make_learner(numbered, dataset, normalise=normalise)
+        learner = make_learner(numbered, dataset, normalize=normalize)
         return function(learner, state, *arguments)
 
     return program

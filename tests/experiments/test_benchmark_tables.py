@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import compiled_report, resnet50, timed, timing
+from experiments.benchmarks import compiled_report, peers, resnet50, stopwatch, timed
 
 RESULTS = compiled_report.RESULTS
 EXPERIMENTS = RESULTS.parents[1]
+README = EXPERIMENTS.parent / "README.md"
 
 
 def stored(name):
@@ -17,7 +18,7 @@ def stored(name):
 
 @pytest.mark.parametrize(
     ("target", "page"),
-    [("h100", EXPERIMENTS.parent / "README.md"), ("v5e", EXPERIMENTS / "README.md")],
+    [("h100", README), ("v5e", EXPERIMENTS / "README.md")],
 )
 def test_compiled(target: str, page: Path):
     assert compiled_report.table(stored(f"compiled-{target}")) in page.read_text()
@@ -34,5 +35,12 @@ def test_resnet50():
 
 
 def test_timed():
-    table = timing.table(stored("timed-cpu")["rows"], timed.TO)
+    table = stopwatch.table(stored("timed-cpu")["rows"], timed.TO)
     assert table in (EXPERIMENTS / "README.md").read_text()
+
+
+def test_defects():
+    readme, results = README.read_text(), json.loads(peers.RESULTS.read_text())
+    assert peers.table(results) in readme
+    for package, version in results["versions"].items():
+        assert package in ("jax", "jbn") or f"{package} {version.split('+')[0]}" in readme

@@ -11,7 +11,7 @@ from experiments import gather
 from experiments.config import to_dict
 from experiments.configs import PRESETS
 from experiments.run_folder import RunFolder
-from experiments.studies.folder import folder_of
+from experiments.studies.study_folder import folder_of
 
 EXPERIMENTS = Path(gather.__file__).parent
 

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from experiments.benchmarks.linen_networks import Chain, ResNet50, training
+from experiments.benchmarks.linen_norms import linen_norms
 from experiments.benchmarks.resnet50 import STEP, largest_batch
-from experiments.benchmarks.variants import variants
 
-VARIANTS = variants(jnp.float32)
+NORMS = linen_norms(jnp.float32)
 
 
 def shapes(model, inputs):
@@ -22,7 +22,7 @@ def shapes(model, inputs):
 @pytest.mark.parametrize("name", ["flax.linen", "jbn, in place"])
 def test_resnet50_has_the_published_number_of_parameters_and_53_norms(name):
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    params, batch_stats, _ = shapes(ResNet50(VARIANTS[name], jnp.float32), images)
+    params, batch_stats, _ = shapes(ResNet50(NORMS[name], jnp.float32), images)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 25_557_032
     assert len({path[:-1] for path, _ in jax.tree.leaves_with_path(batch_stats)}) == 53
 
@@ -32,12 +32,12 @@ def test_a_step_with_jbn_is_that_with_flax(name):
     rng = np.random.default_rng(0)
     x, labels = jnp.asarray(rng.normal(size=(32, 16)), jnp.float32), jnp.arange(32) % 16
 
-    def after(variant):
-        init, step = training(Chain(variant, depth=3), optax.sgd(0.1), variant.wrap)
+    def after(norms):
+        init, step = training(Chain(norms, depth=3), optax.sgd(0.1), norms.wrap)
         (params, batch_stats, _), loss = jax.jit(step)(init(x), x, labels)
         return [loss, *jax.tree.leaves(params), *jax.tree.leaves(batch_stats)]
 
-    ours, flax = after(VARIANTS[name]), after(VARIANTS["flax.linen"])
+    ours, flax = after(NORMS[name]), after(NORMS["flax.linen"])
     assert len(flax) == 1 + 3 * 3 + 3 * 2
     for a, b in zip(ours, flax, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """The networks: published sizes, initial values, norms or none."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jbn
+import jbn.linen
 from experiments.config import ModelConfig, NormConfig
 from experiments.configs import PRESETS
-from experiments.models import identity_first, make_model, whitening_kernel
+from experiments.models import ResNet20, identity_first, make_model, whitening_kernel
+from tests.helpers import data, trained
 
 
 def init(preset, shape=(2, 32, 32, 3), **changes):
@@ -88,7 +92,7 @@ def test_whitened_patches_are_uncorrelated():
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_strided_halves_to_2x2_and_normalises_what_is_activated(size):
+def test_strided_halves_to_2x2_and_normalizes_what_is_activated(size):
     shape = (16, size, size, 1)
     model, _ = init("digits", shape, model=ModelConfig("strided"))
     x = jax.random.normal(jax.random.key(1), shape)
@@ -97,11 +101,26 @@ def test_strided_halves_to_2x2_and_normalises_what_is_activated(size):
         variables, x, True, capture_intermediates=True, mutable=["batch_stats", "intermediates"]
     )
     captured: Any = outputs["intermediates"]
-    (normalised,), (convolved,) = (
+    (normalized,), (convolved,) = (
         captured["ConvNorm_3"]["__call__"],
         captured["ConvNorm_3"]["Conv_0"]["__call__"],
     )
-    assert normalised.shape == (16, 2, 2, 32)
+    assert normalized.shape == (16, 2, 2, 32)
     activated = jax.nn.relu(convolved)
     expected = (activated - activated.mean((0, 1, 2))) / jnp.sqrt(activated.var((0, 1, 2)) + 1e-5)
-    np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(normalized, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("strict_promotion")
+def test_a_linen_resnet20_without_its_norms_is_the_same():
+    model = ResNet20(10, jbn.batch_norm(), jnp.dtype(jnp.float32))
+    x = data((2, 16, 16, 3))
+    variables = trained(jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), x))
+    folded = jbn.linen.fold(model, variables, x, False)
+    assert (len(folded.layers), folded.refused) == (19, {})
+    assert "batch_stats" not in folded.variables
+    wanted = jax.jit(lambda v: model.apply(v, x, False))(variables)
+    y = jax.jit(lambda v: folded.apply(v, x, False))(folded.variables)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    primitives = str(jax.make_jaxpr(lambda v: folded.apply(v, x, False))(folded.variables))
+    assert "rsqrt" not in primitives

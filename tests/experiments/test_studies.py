@@ -16,12 +16,12 @@ from experiments.augment import gather_classes, permutation
 from experiments.config import Config
 from experiments.data import load
 from experiments.learner import make_learner
-from experiments.studies import STUDIES, folder, robust, training, words
+from experiments.studies import STUDIES, phrases, robust, study_folder, training
 from experiments.studies.base import base, change
-from experiments.studies.folder import StudyFolder
+from experiments.studies.definition import Study
 from experiments.studies.perturb import PERTURBATIONS, perturb
 from experiments.studies.records import Setting
-from experiments.studies.study import Study
+from experiments.studies.study_folder import StudyFolder
 from experiments.studies.training import Training
 
 SMOKE = change(base("smoke", "test"), batch_size=32, optimizer={"learning_rate": 0.1})
@@ -131,14 +131,14 @@ def test_errors_say_what_to_do(arguments, message, capsys):
 @pytest.mark.parametrize("name", STUDIES)
 def test_stored_answers_are_those_of_the_stored_runs(name, scale):
     """All of its runs are there, with at least three seeds, and the text follows from them."""
-    stored, each = StudyFolder(folder.folder_of(study.RESULTS, name, scale)), STUDIES[name]
+    stored, each = StudyFolder(study_folder.folder_of(study.RESULTS, name, scale)), STUDIES[name]
     settings = each.settings(scale)
     finished = stored.finished(settings)
     assert len(finished) == len(settings)
     assert len(finished.labels("seed")) >= 3
     environment = stored.environment.read("environment.json")
     answer = (stored.path / "answer.md").read_text()
-    assert answer == folder.text(each, finished, environment)
+    assert answer == study_folder.text(each, finished, environment)
     assert environment["data"] in answer
     assert (stored.path / "figure.png").exists()
 
@@ -162,12 +162,12 @@ def test_a_shared_program_trains_as_the_run_of_its_own(images):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_norm_a_batch_in_parts_is_the_batch(images):
+def test_without_a_norm_a_batch_in_micro_batches_is_the_batch(images):
     config = change(SMOKE, norm={"method": "none"})
     states = []
     for size in (32, 8):
         run = Training(config, images)
-        run.finish_in_parts(size)
+        run.finish_in_micro_batches(size)
         states.append(run.state)
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -234,7 +234,7 @@ def test_classes_must_divide_the_batch(images):
 def test_gain_scales_the_networks_input(images):
     for gain in (1.0, 10.0):
         learner = make_learner(change(SMOKE, data={"gain": gain}), images)
-        x = learner.normalise(images.train_images)
+        x = learner.normalize(images.train_images)
         np.testing.assert_allclose([x.mean(), x.std()], [0, gain], atol=1e-4 * gain)
 
 
@@ -245,7 +245,7 @@ def test_differences_are_welchs():
     error = np.sqrt(sum(errors))
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
     assert freedom == pytest.approx(5)
-    found = words.difference(a, b, relevant=1.0)
+    found = phrases.difference(a, b, relevant=1.0)
     assert found.mean == pytest.approx(a.mean() - b.mean())
     # The 97.5% quantile of Student's t with 5 degrees of freedom, from a printed table.
     assert (found.high - found.mean) / error == pytest.approx(2.571, abs=0.0005)
@@ -263,8 +263,8 @@ def test_differences_are_welchs():
     ],
 )
 def test_verdicts(interval, expected):
-    assert words.Difference(*interval, relevant=1.0).verdict == expected
+    assert phrases.Difference(*interval, relevant=1.0).verdict == expected
 
 
 def test_a_single_run_says_nothing():
-    assert words.difference([5.0], [1.0, 1.1], relevant=0.1).verdict == "unclear"
+    assert phrases.difference([5.0], [1.0, 1.1], relevant=0.1).verdict == "unclear"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments.benchmarks import timed, timing
-from experiments.benchmarks.timed_steps import norm_turns, trace_and_compile
+from experiments.benchmarks import stopwatch, timed
+from experiments.benchmarks.turns import norm_turns, trace_and_compile
 
 
 def test_every_library_takes_a_turn_in_every_round():
@@ -12,7 +12,7 @@ def test_every_library_takes_a_turn_in_every_round():
     def turn(name):
         return lambda: taken.append(name) or {"a": 1.0, "b": len(taken)}
 
-    seconds = timing.interleaved({name: turn(name) for name in "xyz"}, rounds=8, warm_up=2)
+    seconds = stopwatch.interleaved({name: turn(name) for name in "xyz"}, rounds=8, warm_up=2)
     rounds = [taken[i : i + 3] for i in range(0, 30, 3)]
     assert len(taken) == 30
     assert all(sorted(names) == ["x", "y", "z"] for names in rounds)
@@ -22,12 +22,12 @@ def test_every_library_takes_a_turn_in_every_round():
 
 
 def test_ratios_are_medians_over_rounds():
-    row = timing.compared({"jbn": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 8.0]}, "jbn")
+    row = stopwatch.compared({"jbn": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 8.0]}, "jbn")
     assert row["median_ms"] == {"jbn": 2000, "other": 3000}
     assert row["times_jbn"] == {"jbn": 1, "other": 2}
     rows = [{"what": "step", "shape": (4, 3)} | row, {"what": "trace", "norms": 53} | row]
     rows[1] = rows[1] | {"median_ms": {"jbn": 1}, "times_jbn": {"jbn": 1}}
-    assert timing.table(rows, "jbn").splitlines()[2:] == [
+    assert stopwatch.table(rows, "jbn").splitlines()[2:] == [
         "| step [4, 3] | 2000.00 | 2.00 |",
         "| trace, norms 53 | 1.00 | n/a |",
     ]

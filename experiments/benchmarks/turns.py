@@ -1,0 +1,97 @@
+"""What is timed, a turn of each library: one norm, ResNet-20, and the compilation of 53 norms."""
+
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmarks import networks
+from experiments.benchmarks.layers import installed
+from experiments.benchmarks.linen_networks import Chain, training
+from experiments.benchmarks.linen_norms import linen_norms
+from experiments.benchmarks.stopwatch import Turn, clock
+from experiments.models import ResNet20
+
+NORMS = ("jbn", "jbn, in place", "flax.linen", "torch")
+LINEN_NORMS = ("jbn", "jbn, in place", "flax.linen")
+
+
+def norm_turns(shape: tuple[int, ...]) -> Iterator[tuple[str, Turn]]:
+    """Yields a norm and its activation, of features last: forward alone, and with backward.
+
+    The latter takes gradients of x and of what the norm learns.
+    """
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    found = networks.norm_activations("float32")
+    for name in NORMS:
+        if name in found:
+            yield name, _jax_norm(found[name], jnp.asarray(x), jnp.asarray(dy))
+        elif name in installed():
+            yield name, _torch_norm(x, dy)
+
+
+def _jax_norm(norm: networks.NormActivation, x: jax.Array, dy: jax.Array) -> Turn:
+    step = networks.norm_step(norm, x.shape[-1])
+    forward, both = jax.jit(step.forward), jax.jit(step.gradients)
+    return lambda: {
+        "forward": clock(lambda: jax.block_until_ready(forward(step.learned, x))),
+        "forward and backward": clock(lambda: jax.block_until_ready(both(step.learned, x, dy))),
+    }
+
+
+def _torch_norm(x: np.ndarray, dy: np.ndarray) -> Turn:
+    """PyTorch's, with its features on the axis that it wants them on."""
+    torch: Any = importlib.import_module("torch")
+    module = torch.nn.BatchNorm2d(x.shape[-1]) if x.ndim == 4 else torch.nn.BatchNorm1d(x.shape[-1])
+    first = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+    cotangent = torch.tensor(np.moveaxis(dy, -1, 1).copy())
+
+    def forward():
+        return torch.relu(module(first))
+
+    def both():
+        first.grad = None
+        module.zero_grad()
+        forward().backward(cotangent)
+
+    return lambda: {"forward": clock(forward), "forward and backward": clock(both)}
+
+
+def resnet20_turns(batch: int) -> Iterator[tuple[str, Turn]]:
+    """Yields steps of plain SGD on float32 images of 32x32."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(batch, 32, 32, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 10, batch), jnp.int32)
+    for name in LINEN_NORMS:
+        norm = linen_norms(jnp.float32)[name].norm
+        model = ResNet20(10, norm, jnp.float32, norm_activates=name == "jbn, in place")
+        init, step = training(model, optax.sgd(0.1), options=(True,))
+        run = partial(jax.jit(step), jax.jit(init)(images), images, labels)
+        yield (
+            name,
+            lambda run=run: {"step of ResNet-20": clock(lambda: jax.block_until_ready(run()))},
+        )
+
+
+def compilation_turns(depth: int, batch: int = 32) -> Iterator[tuple[str, Turn]]:
+    """Yields the tracing and the compilation of a step of plain SGD on `depth` norms."""
+    for name in LINEN_NORMS:
+        model = Chain(linen_norms(jnp.float32)[name], depth)
+        init, step = training(model, optax.sgd(0.1))
+        x = jax.ShapeDtypeStruct((batch, model.features), jnp.float32)
+        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        yield name, partial(trace_and_compile, step, (jax.eval_shape(init, x), x, labels))
+
+
+def trace_and_compile(step: Any, arguments: tuple[Any, ...]) -> dict[str, float]:
+    """Returns the seconds of tracing with lowering, and of compiling, from empty caches."""
+    jax.clear_caches()
+    lowered = []
+    trace = clock(lambda: lowered.append(jax.jit(step).lower(*arguments)))
+    return {"trace": trace, "compile": clock(lowered[0].compile)}

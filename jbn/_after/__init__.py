@@ -1,0 +1,1 @@
+"""After training: exact statistics, statistics of other data, and folding."""

@@ -1,0 +1,146 @@
+"""How x is laid out: its feature axes, its mask, and how vectors line up with it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
+from jax.typing import ArrayLike
+from numpy.lib.array_utils import normalize_axis_tuple
+
+Axes = int | Sequence[int]
+Mask = ArrayLike | None
+_STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which axes of an array hold features, and which positions are valid.
+
+    Attributes:
+      mask: boolean with as many axes as the array, of size 1 on the feature axes, True at valid
+        positions; None if all are valid.
+      axes: the feature axes, not negative and sorted.
+      reduced: all other axes, sorted. Examples lie on the first of them.
+      feature_shape: the shape of one value per feature.
+      values_per_example: the number of values of each feature in an example.
+      dtype: of the statistics: float64 for float64, float32 for all other dtypes.
+    """
+
+    mask: jax.Array | None
+    axes: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    reduced: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    feature_shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    values_per_example: int = dataclasses.field(metadata=_STATIC)
+    dtype: np.dtype = dataclasses.field(metadata=_STATIC)
+
+    @classmethod
+    def of(cls, x: jax.Array, axis: Axes, mask: Mask = None) -> "Layout":
+        """Returns the layout of `x`, after all checks of `x`, `axis` and `mask`.
+
+        Raises:
+          TypeError: `x` is not of a real floating-point dtype, or `mask` is not boolean.
+          ValueError: `axis` is empty, repeats an axis or names one that `x` does not have, or
+            `mask` does not broadcast to the shape of `x` without its feature axes.
+        """
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"x must be real floating point, got {x.dtype}: cast it, or for complex input "
+                "normalize the real and the imaginary part."
+            )
+        try:
+            axes = tuple(sorted(normalize_axis_tuple(axis, x.ndim)))
+        except (TypeError, ValueError):
+            axes = ()
+        if not axes:
+            raise ValueError(
+                f"axis={axis} names no axis of x, which has shape {x.shape}, or repeats one."
+            )
+        reduced = tuple(sorted(set(range(x.ndim)).difference(axes)))
+        features = tuple(map(x.shape.__getitem__, axes))
+        positions = tuple(map(x.shape.__getitem__, reduced))
+        if mask is not None:
+            mask = jnp.expand_dims(_require_mask(mask, positions, x, axes), axes)
+        wide = np.result_type(np.float32, x.dtype)
+        return cls(mask, axes, reduced, features, math.prod(positions[1:]), wide)
+
+    def require_vectors(self, x: jax.Array, **vectors: jax.Array) -> None:
+        """Checks that each of the named vectors holds one value per feature of `x`.
+
+        Raises:
+          ValueError: one does not.
+        """
+        for name, vector in vectors.items():
+            if vector.shape != self.feature_shape:
+                raise ValueError(
+                    f"{name} has shape {vector.shape}, but the features of x {x.shape} on axes "
+                    f"{self.axes} have shape {self.feature_shape}: initialize with that many "
+                    "features, or choose another axis."
+                )
+
+    def expand(self, *vectors: jax.Array) -> list[jax.Array]:
+        """Returns vectors of the features with the axes of x, so that they broadcast against it."""
+        return list(map(functools.partial(jnp.expand_dims, axis=self.reduced), vectors))
+
+    def where_valid(self, values: jax.Array) -> jax.Array:
+        """Returns `values` of the shape of x, with 0 where the mask hides them."""
+        if self.mask is None:
+            return values
+        return jnp.where(self.mask, values, jnp.zeros((), values.dtype))
+
+    def count(self, x: jax.Array) -> jax.Array:
+        """Returns the number of valid positions of `x`."""
+        if self.mask is not None:
+            return jnp.sum(self.mask, dtype=jnp.int32).astype(self.dtype)
+        return jnp.asarray(math.prod(map(x.shape.__getitem__, self.reduced)), self.dtype)
+
+
+def vary_like(vectors: Sequence[jax.Array], like: jax.Array) -> Sequence[jax.Array]:
+    """Marks vectors of one shape as varying over every named axis that `like` varies over.
+
+    `jax.shard_map` with `check_vma` would do so for each of them; done for a stack of them, the
+    transpose is a single collective.
+    """
+    varying = jax.typeof(like).manual_axis_type.varying
+    missing = varying - jax.typeof(vectors[0]).manual_axis_type.varying
+    if not missing:
+        return vectors
+    return tuple(lax.pcast(jnp.stack(vectors), tuple(missing), to="varying"))
+
+
+def with_automatic_axes(f: Callable, x: jax.Array, *out_axes: Iterable[int]) -> Callable:
+    """Lets `f(x, ...)` index and reshape sharded axes, which explicit mesh axes would refuse.
+
+    Args:
+      f: the function.
+      x: its first argument.
+      *out_axes: for each result of `f`, the axes of `x` that the result has.
+    """
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return f
+    out = [
+        NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[a] for a in axes)))
+        for axes in out_axes
+    ]
+    return auto_axes(f, out_sharding=tuple(out) if len(out) > 1 else out[0])
+
+
+def _require_mask(mask, positions, x, axes) -> jax.Array:
+    """A mask over the positions of x, checked."""
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask must be boolean, got {mask.dtype}: pass `mask != 0`.")
+    try:
+        return jnp.broadcast_to(mask, positions)
+    except ValueError:
+        raise ValueError(
+            f"mask of shape {mask.shape} does not broadcast to {positions}, the shape of x "
+            f"{x.shape} without its feature axes {axes}."
+        ) from None

@@ -1,0 +1,246 @@
+"""Mean and variance of a batch: exact under masks and shards, in one pass, at any offset."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
+
+from jbn._core import moments_tpu
+from jbn._core.layout import Axes, Layout, Mask, vary_like, with_automatic_axes
+from jbn._core.shards import AxisName, Groups, Shards, freeze_groups
+
+SAVE_POINT = "jbn.save_point"
+"""What `jbn.save_norm_inputs` saves: the arrays of this name."""
+
+
+class Moments(NamedTuple):
+    """Statistics of a batch, for each feature.
+
+    Attributes:
+      mean: `[*features]` mean, float32 or wider.
+      var: `[*features]` biased variance, E[(x - mean)^2], of the same dtype.
+      count: `[]` number of valid values behind each of them, of the same dtype. If it is 0, mean
+        and variance are 0.
+      examples: `[]` number of examples behind them, of the same dtype: the count divided by the
+        number of values that an example has.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    examples: jax.Array
+
+
+def moments(
+    x: ArrayLike,
+    axis: Axes = -1,
+    *,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups | None = None,
+) -> Moments:
+    """Returns mean, biased variance and count of each feature, in one pass over `x`.
+
+    Sums are taken of `x - shift`, where the shift is the first valid element of each feature. The
+    relative error of the variance then grows with ((mean - shift) / std)^2, not with
+    (mean / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance").
+    On a TPU the shift is 0, and data with a mean over 8 deviations from 0 takes a second pass.
+
+    >>> import jax.numpy as jnp
+    >>> batch = jbn.moments(jnp.array([[1.0], [3.0], [8.0]]))
+    >>> print(batch.mean, batch.count)
+    [4.] 3.0
+
+    Args:
+      x: `[...]` of a real floating-point dtype; float16 and bfloat16 are computed in float32.
+      axis: the feature axis or axes of x; all other axes are reduced.
+      mask: boolean, broadcastable to the shape of x without its feature axes; True marks valid
+        positions. Masked positions never enter the computation, so they may hold NaN.
+      axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. The
+        moments equal those of the whole batch, even when shards hold different numbers of valid
+        values, or none.
+      axis_index_groups: a partition of the shards; each group of shards is a batch of its own.
+
+    Returns:
+      The `Moments`, differentiable in both modes and to any order.
+
+    Raises:
+      TypeError: `x` is not real floating point, or `mask` is not boolean.
+      ValueError: `axis`, `mask` or `axis_index_groups` does not fit `x` or the shards.
+      NameError: `axis_name` is not bound.
+    """
+    x = jnp.asarray(x)
+    shards = Shards(axis_name, freeze_groups(axis_index_groups))
+    shards.size()
+    return _moments_once(x, Layout.of(x, axis, mask), shards)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Returns the moments of two disjoint batches taken together.
+
+    Chan, Golub & LeVeque 1983, with the squared deviations divided by the count.
+
+    >>> import jax.numpy as jnp
+    >>> a, b = jbn.moments(jnp.array([[1.0], [3.0]])), jbn.moments(jnp.array([[8.0]]))
+    >>> print(jbn.merge(a, b).mean)
+    [4.]
+
+    Args:
+      a: moments of one batch, possibly empty.
+      b: moments of the other batch, of the same shapes.
+    """
+    count = a.count + b.count
+    share = b.count / _or_one(count)
+    delta = b.mean - a.mean
+    return Moments(
+        mean=a.mean + delta * share,
+        var=a.var + (b.var - a.var) * share + delta**2 * share * (1 - share),
+        count=count,
+        examples=a.examples + b.examples,
+    )
+
+
+def moments_of(x: jax.Array, layout: Layout, shards: Shards) -> Moments:
+    """Returns the moments of `x`, whose layout has been checked."""
+    shift, offset, var, count = shifted_moments(x, layout, shards)
+    return Moments(shift + offset, var, count, count / layout.values_per_example)
+
+
+_moments_once = jax.jit(moments_of, static_argnums=2)
+
+
+class ShiftedMoments(NamedTuple):
+    """Moments whose mean is `shift + offset`, two parts that together lose no digits.
+
+    Attributes:
+      shift: `[*features]` an element of the batch; carries no gradient.
+      offset: `[*features]` mean of x - shift.
+      var: `[*features]` biased variance.
+      count: `[]` number of values behind each of them.
+    """
+
+    shift: jax.Array
+    offset: jax.Array
+    var: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def shifted_moments(x: jax.Array, layout: Layout, shards: Shards) -> ShiftedMoments:
+    """Returns the moments of `x`, over all shards."""
+    here = _moments_here(x, layout)
+    return here if shards.axis_name is None else merge_rows(gather(here, shards))
+
+
+@shifted_moments.defjvp
+def _shifted_moments_jvp(shards, primals, tangents):
+    """The tangents: dmean = sum(dx) / n, dvar = 2 sum((x - mean) dx) / n, over all shards."""
+    x, layout = primals
+    out = jax.tree.map(save_point, shifted_moments(x, layout, shards))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def linear(dx, x, layout, mean, count):
+        (centered,) = layout.expand(mean)
+        centered = layout.where_valid(x.astype(mean.dtype) - centered)
+        dx = layout.where_valid(dx.astype(mean.dtype))
+        return sums_over_count((dx, 2 * centered * dx), count, layout, shards)
+
+    dmean, dvar = linear(tangents[0], x, layout, out.shift + out.offset, out.count)
+    return out, ShiftedMoments(jnp.zeros_like(out.shift), dmean, dvar, jnp.zeros_like(out.count))
+
+
+def save_point(x: jax.Array) -> jax.Array:
+    """Returns `x`, named `SAVE_POINT`."""
+    # This identity is what everyone uses, and the backward pass repeats it. Without it, each
+    # derivative rule would save a copy of its own. XLA would remove a product by 1, and then save
+    # more.
+    form = jnp.finfo(x.dtype)
+    return lax.reduce_precision(checkpoint_name(x, SAVE_POINT), form.nexp, form.nmant)
+
+
+def merge_rows(rows: ShiftedMoments) -> ShiftedMoments:
+    """Returns the merged moments of batches stacked on the first axis, some of them empty."""
+    counts = jnp.expand_dims(rows.count, range(1, rows.var.ndim))
+    count = jnp.sum(rows.count, 0)
+    weight = counts / _or_one(count)
+    first_valid = jnp.argmax(counts > 0, 0, keepdims=True)
+    shift = jnp.take_along_axis(rows.shift, first_valid, 0)
+    offsets = jnp.where(counts > 0, (rows.shift - shift) + rows.offset, 0)
+    offset = jnp.sum(weight * offsets, 0)
+    var = jnp.sum(weight * (rows.var + (offsets - offset[None]) ** 2), 0)
+    return ShiftedMoments(shift[0], offset, var, count)
+
+
+def gather(here: ShiftedMoments, shards: Shards) -> ShiftedMoments:
+    """Returns the moments of all shards, stacked on a new first axis, by one collective."""
+    count = jnp.expand_dims(here.count, range(here.count.ndim, here.var.ndim))
+    rows = jnp.stack([*here[:3], jnp.broadcast_to(count, here.var.shape)])
+    shift, offset, var, count = jnp.moveaxis(shards.gather(rows), 1, 0)
+    first_feature = (0,) * (here.var.ndim - here.count.ndim)
+    return ShiftedMoments(shift, offset, var, count[(..., *first_feature)])
+
+
+def sums_over_count(terms, count, layout: Layout, shards: Shards) -> list[jax.Array]:
+    """Returns the sum of each term over the batch, divided by the count, by one collective."""
+    sums = [jnp.sum(term, layout.reduced) for term in terms]
+    if shards.axis_name is not None:
+        sums = shards.sum(jnp.stack(sums))
+    return [total / jnp.maximum(count, 1) for total in sums]
+
+
+def _moments_here(x, layout) -> ShiftedMoments:
+    """The moments of this shard alone."""
+    count = layout.count(x)
+    (size,) = vary_like((jnp.maximum(count, 1),), x)
+    on_tpu = functools.partial(moments_tpu.shift_offset_var, _sums, _mean_and_var)
+    shift, offset, var = lax.platform_dependent(
+        x, layout, size, tpu=on_tpu, default=_shift_offset_var
+    )
+    return ShiftedMoments(shift, offset, var, count)
+
+
+def _shift_offset_var(x, layout, size):
+    """A shift, the mean of x - shift and the variance; the shift is the first valid element."""
+    first_valid = with_automatic_axes(_first_valid, x, layout.axes)
+    shift = first_valid(x, layout).astype(layout.dtype)
+    return shift, *_mean_and_var(_sums(shift, x, layout), size)
+
+
+def _sums(shift, x, layout):
+    """The sums of x - shift and of its square."""
+    deviation = x.astype(shift.dtype) - jnp.expand_dims(shift, layout.reduced)
+    if layout.mask is not None:
+        deviation = layout.where_valid(deviation)
+    return jnp.sum(deviation, layout.reduced), jnp.sum(deviation**2, layout.reduced)
+
+
+def _mean_and_var(sums, size):
+    """The mean of x - shift, and the variance of x."""
+    mean, square = sums[0] / size, sums[1] / size
+    return mean, jnp.maximum(square - mean**2, 0)
+
+
+def _first_valid(x, layout) -> jax.Array:
+    """The first valid element of each feature; 0 if there is none."""
+    if x.size == 0:
+        return jnp.zeros(layout.feature_shape, x.dtype)
+    index: list = [0] * x.ndim
+    if layout.mask is not None:
+        # Indexed by arrays, not scalars: a sharded x is then gathered from where it lies, while a
+        # dynamic slice would copy all of it to every device.
+        index = list(jnp.unravel_index(jnp.argmax(layout.mask)[None], layout.mask.shape))
+    for axis in layout.axes:
+        index[axis] = slice(None)
+    element = x[tuple(index)]
+    if layout.mask is None:
+        return element
+    element = element.reshape(layout.feature_shape)
+    return jnp.where(jnp.any(layout.mask), element, jnp.zeros((), x.dtype))
+
+
+def _or_one(count: jax.Array) -> jax.Array:
+    return jnp.where(count > 0, count, jnp.ones((), count.dtype))

@@ -1,0 +1,158 @@
+"""Finds out which linear layer feeds which norm of a model, from a trace of it.
+
+The front ends mark the outputs of linear layers and the inputs of norms while the model is traced.
+A norm can be folded if its marked input is the marked output of a layer, and nothing else uses
+either that output or the layer's kernel.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+from flax.errors import ScopeParamShapeError
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Jaxpr, JaxprEqn, Var, subjaxprs
+from jax.typing import DTypeLike
+
+Kind = Literal["layer", "norm"]
+
+
+class Call(NamedTuple):
+    """How a norm was called in the trace.
+
+    Attributes:
+      norm: the module.
+      ndim: rank of x.
+      dtype: of y.
+      masked: whether with a mask.
+    """
+
+    norm: Any
+    ndim: int
+    dtype: DTypeLike
+    masked: bool
+
+
+class Traced(NamedTuple):
+    """Which norms can be folded.
+
+    Attributes:
+      layers: by norm, the layer into which it can be folded.
+      refused: by norm, the reason why it cannot be folded.
+    """
+
+    layers: dict[str, str]
+    refused: dict[str, str]
+
+
+def mark(x: jax.Array, kind: Kind, name: str) -> jax.Array:
+    """Returns `x`, marked as the output of a linear layer or the input of a norm."""
+    return checkpoint_name(x, _tag(kind) + name)
+
+
+def trace(model: Callable[[Any], Any], variables: Any, kernel: Callable[[Any, str], Any]) -> Traced:
+    """Traces `model(variables)` and finds the layer of each norm.
+
+    Args:
+      model: marks its arrays by `mark`.
+      variables: a pytree of arrays.
+      kernel: `kernel(variables, layer)` picks the kernel of a layer out of the variables.
+    """
+    jaxpr = jax.make_jaxpr(model)(variables).jaxpr
+    uses = _uses(jaxpr)
+    variable_uses = jax.tree.unflatten(
+        jax.tree.structure(variables), [uses[var] for var in jaxpr.invars]
+    )
+    sources, layer_calls = defaultdict[str, list](list), Counter[str]()
+    for inner in _all_jaxprs(jaxpr):
+        uses = _uses(inner)
+        layer_of: dict[Any, str] = {eqn.outvars[0]: name for eqn, name in _marked(inner, "layer")}
+        layer_calls.update(layer_of.values())
+        for eqn, norm in _marked(inner, "norm"):
+            source = eqn.invars[0]
+            sources[norm].append((layer_of.get(source), uses[source]))
+
+    def refusal(calls) -> str | None:
+        layer, output_uses = calls[0]
+        if len(calls) > 1:
+            return "it is called more than once"
+        if layer is None:
+            return "its input is not, unchanged, the output of a linear layer"
+        if output_uses > 1:
+            return f"the output of {layer!r} is used elsewhere as well"
+        if layer_calls[layer] > 1 or kernel(variable_uses, layer) > 1:
+            return f"{layer!r} or its kernel is used elsewhere as well"
+        return None
+
+    refused = {norm: why for norm, calls in sources.items() if (why := refusal(calls))}
+    layers = {norm: calls[0][0] for norm, calls in sources.items() if norm not in refused}
+    return Traced(layers, refused)
+
+
+def fold_each(
+    traced: Traced, calls: Mapping[str, Call], fold_one: Callable[[str, str], None], strict: bool
+) -> Traced:
+    """Folds each norm that can be folded, and returns which were folded and which refused.
+
+    Args:
+      traced: the result of `trace`.
+      calls: by norm, how it was called.
+      fold_one: `fold_one(norm, layer)` folds a norm, or raises an error and changes nothing.
+      strict: whether a norm that cannot be folded is an error.
+
+    Raises:
+      ValueError: with `strict`, a norm was refused.
+    """
+    folded, refused = {}, dict(traced.refused)
+    for norm, layer in traced.layers.items():
+        if calls[norm].masked:
+            refused[norm] = "it is called with a mask"
+            continue
+        try:
+            fold_one(norm, layer)
+            folded[norm] = layer
+        except (ValueError, ScopeParamShapeError) as error:
+            refused[norm] = f"it does not fit the features of {layer!r}: {error}"
+    if strict and refused:
+        reasons = "".join(f"\n  {norm}: {why}." for norm, why in refused.items())
+        raise ValueError(
+            f"{len(refused)} norms cannot be folded; strict=False leaves them as they are.{reasons}"
+        )
+    return Traced(folded, refused)
+
+
+def require_inference(norm: str, module: Any, use_running_average: bool | None) -> None:
+    """Checks that a norm is called in inference.
+
+    Raises:
+      ValueError: it is called in training mode.
+    """
+    if not (module.use_running_average if use_running_average is None else use_running_average):
+        raise ValueError(
+            f"norm {norm!r} is called in training mode: fold a model, and call what was folded, in "
+            "inference, such as with train=False or after model.eval()."
+        )
+
+
+def _tag(kind: Kind) -> str:
+    return f"jbn.fold {kind} "
+
+
+def _marked(jaxpr: Jaxpr, kind: Kind) -> Iterator[tuple[JaxprEqn, str]]:
+    for eqn in jaxpr.eqns:
+        name = str(eqn.params.get("name"))
+        if eqn.primitive.name == "name" and name.startswith(_tag(kind)):
+            yield eqn, name.removeprefix(_tag(kind))
+
+
+def _uses(jaxpr: Jaxpr) -> Counter[Any]:
+    """How often each variable of the program is read or returned."""
+    reads = [*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars]
+    return Counter(atom for atom in reads if isinstance(atom, Var))
+
+
+def _all_jaxprs(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    yield jaxpr
+    for inner in subjaxprs(jaxpr):
+        yield from _all_jaxprs(inner)

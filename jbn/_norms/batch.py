@@ -1,0 +1,130 @@
+"""Batch norm: normalize by the batch, remember a running average."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jbn._core.moments import Moments
+from jbn._core.value import Number
+from jbn._norms.decay import Decay, require_decay_and_epsilon
+from jbn._norms.method import Method, Statistics, accept, promote
+
+
+class BatchNormState(NamedTuple):
+    """Running statistics of each feature.
+
+    Attributes:
+      mean: `[*features]` running mean, float32 or wider; starts at 0.
+      var: `[*features]` running variance, of the same dtype; starts at 1.
+      count: `[]` int32 number of updates; starts at 0.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class batch_norm(Method[BatchNormState]):
+    """Batch normalization (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167).
+
+    Training normalizes by the mean and the biased variance of the batch, inference by their running
+    averages.
+
+    >>> import jax
+    >>> norm = jbn.batch_norm(decay=0.9)
+    >>> params, state = norm.init(64)
+    >>> x = jax.random.normal(jax.random.key(0), (32, 8, 8, 64))
+    >>> y, state = norm.train(params, state, x)
+    >>> y = norm.infer(params, state, x[:1])
+
+    Args:
+      decay: the weight on the old running statistics, new = decay * old + (1 - decay) * batch
+        (PyTorch's momentum is 1 - decay); or a function of the number of updates so far, such as
+        `cumulative_decay` or `corrected_decay(0.99)`.
+      epsilon: added to the variance before its square root.
+      unbiased: whether the running variance averages the unbiased one, as in PyTorch.
+      axis: the feature axis or axes of x; all other axes are reduced.
+      axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. Not
+        needed under jit with sharded inputs.
+      axis_index_groups: a partition of the shards of `axis_name`; each group is a batch of its own.
+      group_size: number of consecutive examples, counted over all shards, that are normalized
+        together, as in `ghost_batch_norm`; by default all.
+      activation: an activation to apply in place, as in `inplace_batch_norm`; by default none.
+      use_scale: whether a scale is learned.
+      use_bias: whether a bias is learned.
+      dtype: the dtype of y; by default that of x. Arithmetic and statistics are in float32 or
+        wider.
+
+    Raises:
+      ValueError: an argument is out of range, or `group_size` goes with `axis_index_groups` or an
+        activation.
+    """
+
+    decay: Decay = 0.99
+    epsilon: Number = 1e-5
+    unbiased: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_decay_and_epsilon(self.decay, self.epsilon)
+
+    def init_vectors(self, num_features: int | tuple[int, ...]) -> BatchNormState:
+        zeros, ones = jnp.zeros(num_features, jnp.float32), jnp.ones(num_features, jnp.float32)
+        return BatchNormState(zeros, ones, jnp.zeros((), jnp.int32))
+
+    def train_vectors(
+        self, state: BatchNormState, batch: Moments
+    ) -> tuple[Statistics, BatchNormState]:
+        statistics = standardize(batch.mean, batch.var, self.epsilon)
+        return statistics, average(state, batch, self.decay, self.unbiased)
+
+    def infer_vectors(self, state: BatchNormState) -> Statistics:
+        return standardize(state.mean, state.var, self.epsilon)
+
+
+def standardize(mean: jax.Array, var: jax.Array, epsilon: Number) -> Statistics:
+    """Returns the mean and 1 / sqrt(var + epsilon)."""
+    return Statistics(mean, lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)))
+
+
+def average(
+    state: BatchNormState, batch: Moments, decay: Decay, unbiased: bool = False
+) -> BatchNormState:
+    """Returns decay * old + (1 - decay) * batch."""
+    var, dtype = batch.var, state.mean.dtype
+    if unbiased:
+        var = var * (batch.count / jnp.maximum(batch.count - 1, 1))
+    old = at(decay, state.count)
+    keep, take = jnp.asarray(old, dtype), jnp.asarray(1 - old, dtype)
+    return BatchNormState(
+        keep * state.mean + take * batch.mean, keep * state.var + take * var, state.count + 1
+    )
+
+
+def at(option: Decay, count: jax.Array) -> Any:
+    """Returns a number, or the value of a function after `count` updates."""
+    return option(count) if callable(option) else option
+
+
+def update(
+    state: BatchNormState, batch: Moments, decay: Decay, *, unbiased: bool = False
+) -> BatchNormState:
+    """Returns decay * old + (1 - decay) * batch, or the old state after a bad batch.
+
+    A batch is bad if it has no valid position or if any of its statistics is not finite.
+
+    >>> import jax.numpy as jnp
+    >>> _, state = jbn.batch_norm().init(1)
+    >>> batch = jbn.moments(jnp.array([[1.0], [3.0]]))
+    >>> print(jbn.update(state, batch, decay=0.5).mean)
+    [1.]
+
+    Args:
+      state: the running statistics; their dtypes stay as they are.
+      batch: the moments of the batch; no gradient flows back into them.
+      decay: the weight on the old statistics, in [0, 1], or a function of `state.count`.
+      unbiased: whether the running variance averages n / (n - 1) var, as in PyTorch.
+    """
+    return accept(state, batch, average(promote(state, batch), batch, decay, unbiased))

@@ -1,0 +1,61 @@
+"""The weight on the old running statistics, as a number or as a function of the update count."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jbn._core.value import Number, Value, require_number
+
+Decay = Number | Callable[[jax.Array], ArrayLike]
+"""The weight on the old statistics: a number, or a function of the number of updates so far."""
+
+
+def cumulative_decay(count: jax.Array) -> jax.Array:
+    """Returns the decay t / (t + 1), which makes the state the plain mean over all batches so far.
+
+    >>> print(jbn.cumulative_decay(jnp.int32(3)))
+    0.75
+
+    Args:
+      count: `[]` number of updates so far, t.
+    """
+    return count / (count + 1)
+
+
+class corrected_decay(Value):
+    """A decay by which an exponential average does not depend on its initial value.
+
+    The average of t batches then weighs them as decay^(t-1), ..., decay, 1, normalized: Adam's bias
+    correction (Kingma & Ba 2015), folded into the update. The first batch replaces the initial
+    statistics.
+
+    >>> norm = jbn.batch_norm(decay=jbn.corrected_decay(0.9))
+
+    Args:
+      decay: the limit of the weight on the old statistics, in [0, 1].
+    """
+
+    decay: Number = dataclasses.field(kw_only=False)
+
+    def __call__(self, count: ArrayLike) -> jax.Array:
+        """Returns the weight on the old statistics after `count` updates."""
+        count = jnp.asarray(count, jnp.float32)
+        return self.decay * self._mass(count) / self._mass(count + 1)
+
+    def _mass(self, count: jax.Array) -> jax.Array:
+        """1 - decay^count, also where that is tiny."""
+        return -jnp.expm1(count * jnp.log(jnp.asarray(self.decay, jnp.float32)))
+
+
+def require_decay_and_epsilon(decay: Decay, epsilon: Number) -> None:
+    """Checks the hyperparameters that every method takes.
+
+    Raises:
+      ValueError: one of them is out of range.
+    """
+    wanted = "in [0, 1], or a function of the update count"
+    require_number("decay", decay, lambda number: 0 <= number <= 1, wanted)
+    require_number("epsilon", epsilon, lambda number: number >= 0, "a number that is not negative")

@@ -1,0 +1,263 @@
+"""From a method on vectors to a norm on arrays: the way of x from `train` to y."""
+
+import abc
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jbn._core.layout import Axes, Layout, Mask
+from jbn._core.moments import Moments, moments_of, save_point
+from jbn._core.normalize import apply
+from jbn._core.shards import AxisName, Groups, Shards
+from jbn._core.value import Value, require_scalars
+from jbn._norms.norm import BatchNormParams, Norm, State
+from jbn._train.groups import by_groups, require_group_size
+from jbn._train.in_place import bounded_scale, in_place
+from jbn.activations import InvertibleActivation
+
+replaced_method = jax.make_user_context()
+"""Within `with replaced_method(f):` norms train by `f(norm)`; compiled functions notice."""
+
+
+class Statistics(NamedTuple):
+    """The statistics that normalize: y = (x - mean) * rstd * scale + bias.
+
+    Attributes:
+      mean: `[*features]` what to subtract.
+      rstd: `[*features]` what to multiply by; for batch norm 1 / sqrt(var + epsilon).
+    """
+
+    mean: jax.Array
+    rstd: jax.Array
+
+
+class Method(Norm[State]):
+    """A norm that is given on vectors: which statistics normalize, and what is remembered.
+
+    A subclass has three methods on vectors of the features: `init_vectors`, `train_vectors` and
+    `infer_vectors`. The class is a frozen dataclass without a decorator: its annotated attributes
+    are its hyperparameters, keyword-only arguments of the constructor. All else follows: `init`,
+    `train` and `infer` on arrays, with masks, shards, groups and derivatives.
+
+    >>> class half_and_half(jbn.batch_norm):
+    ...     share: float = 0.5
+    ...
+    ...     def train_vectors(self, state, batch):
+    ...         statistics, new = super().train_vectors(state, batch)
+    ...         mean = self.share * batch.mean + (1 - self.share) * state.mean
+    ...         return statistics._replace(mean=mean), new
+    >>> norm = half_and_half(share=0.3, axis=1)
+
+    Attributes:
+      axis: the feature axis or axes of x; all other axes are reduced.
+      axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. Not
+        needed under jit with sharded inputs.
+      axis_index_groups: a partition of the shards of `axis_name`; each group is a batch of its own.
+      group_size: number of consecutive examples, counted over all shards, that are normalized
+        together, as in `jbn.ghost_batch_norm`; by default all.
+      activation: an activation to apply in place, as in `jbn.inplace_batch_norm`.
+      use_scale: whether a scale is learned.
+      use_bias: whether a bias is learned.
+      dtype: the dtype of y; by default that of x. Arithmetic and statistics are in float32 or
+        wider.
+
+    Raises:
+      ValueError: `group_size` is not positive, or goes with `axis_index_groups` or an activation.
+    """
+
+    axis: Axes = -1
+    axis_name: AxisName | None = None
+    axis_index_groups: Groups | None = None
+    group_size: int | None = None
+    activation: InvertibleActivation | None = None
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+
+    takes_single_values = False
+    """Whether a batch of one value per feature, whose variance is 0, is enough for training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dtype is not None:  # By name: NumPy's float64 equals None.
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
+            if not jnp.issubdtype(self.dtype, jnp.floating):
+                raise ValueError(f"dtype={self.dtype} must be real floating point.")
+        if not isinstance(self.activation, InvertibleActivation | None):
+            raise TypeError(f"activation={self.activation!r} must be one of jbn.activations.")
+        if self.group_size is not None:
+            require_group_size(self.group_size, self.axis_index_groups, self.activation)
+
+    @abc.abstractmethod
+    def init_vectors(self, num_features: int | tuple[int, ...]) -> State:
+        """Returns the state before any batch, a NamedTuple with the fields of `BatchNormState`."""
+
+    @abc.abstractmethod
+    def train_vectors(self, state: State, batch: Moments) -> tuple[Statistics, State]:
+        """Returns the statistics that normalize a training batch, and the next state.
+
+        Of a batch with no valid position the result does not matter: `infer_vectors(state)`
+        normalizes it. After such a batch, and after one with statistics that are not finite, the
+        old state is kept.
+
+        Args:
+          state: the state before this batch, in the dtype of the batch's statistics; carries no
+            gradient.
+          batch: the moments of the batch.
+        """
+
+    @abc.abstractmethod
+    def infer_vectors(self, state: State) -> Statistics:
+        """Returns the statistics that normalize in inference."""
+
+    def init(self, num_features: int | tuple[int, ...]) -> tuple[BatchNormParams, State]:
+        scale = jnp.ones(num_features, jnp.float32) if self.use_scale else None
+        bias = jnp.zeros(num_features, jnp.float32) if self.use_bias else None
+        return BatchNormParams(scale, bias), self.init_vectors(num_features)
+
+    def train(
+        self, params: BatchNormParams, state: State, x: ArrayLike, *, mask: Mask = None
+    ) -> tuple[jax.Array, State]:
+        run = _train if self._traced else _train_once
+        mask = None if mask is None else jnp.asarray(mask)
+        return run(self, params, state, jnp.asarray(x), mask)
+
+    def infer(
+        self, params: BatchNormParams, state: State, x: ArrayLike, *, mask: Mask = None
+    ) -> jax.Array:
+        run = _infer if self._traced else _infer_once
+        mask = None if mask is None else jnp.asarray(mask)
+        return run(self, params, state, jnp.asarray(x), mask)
+
+
+class Wrapped(Value):
+    """A method that trains in another way than the one that it wraps, for `replaced_method`."""
+
+    method: Method = dataclasses.field(kw_only=False)
+
+    @property
+    def takes_single_values(self) -> bool:
+        """Whether a batch of one value per feature is enough for training."""
+        return self.method.takes_single_values
+
+    def train_vectors(self, state: Any, batch: Moments) -> tuple[Statistics, Any]:
+        """Returns the statistics that normalize a training batch, and the next state."""
+        return self.method.train_vectors(state, batch)
+
+    def infer_vectors(self, state: Any) -> Statistics:
+        """Returns the statistics that normalize in inference."""
+        return self.method.infer_vectors(state)
+
+
+def _prepare(norm, params, state, x, mask) -> tuple[Layout, jax.Array, jax.Array]:
+    """The layout of x, the scale and the bias, all of them checked."""
+    if norm._traced:
+        require_scalars(norm)
+    layout = Layout.of(x, norm.axis, mask)
+    scale = params.scale if norm.use_scale else jnp.ones_like(state.mean)
+    bias = params.bias if norm.use_bias else jnp.zeros_like(state.mean)
+    layout.require_vectors(x, mean=state.mean, var=state.var, scale=scale, bias=bias)
+    return layout, (scale if norm.activation is None else bounded_scale(scale)), bias
+
+
+def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
+    """A training step: through the whole batch, through its groups, or in place."""
+    layout, scale, bias = _prepare(norm, params, state, x, mask)
+    shards = Shards(norm.axis_name, norm.axis_index_groups)
+    replaced = replaced_method.value
+    method = replaced(norm) if replaced else norm
+    num_shards = 1 if norm.axis_name is None else shards.size()
+    if not method.takes_single_values:
+        _require_two_values(norm, x, layout, num_shards)
+    through = whole if norm.group_size is None else by_groups
+    through = through if norm.activation is None else in_place
+    step = partial(_step, masked=layout.mask is not None)
+    return through(step, (method, state), x, scale, bias, layout, shards, norm)
+
+
+def _infer(norm, params, state, x, mask) -> jax.Array:
+    """Inference by the running statistics."""
+    layout, scale, bias = _prepare(norm, params, state, x, mask)
+    statistics = norm.infer_vectors(lax.stop_gradient(state))
+    y = apply(statistics, scale, bias, x, layout, norm.dtype)
+    return y if norm.activation is None else norm.activation.apply(y)
+
+
+# Equal norms on equal shapes are traced once, in all layers and all models.
+_train_once = jax.jit(_train, static_argnums=0)
+_infer_once = jax.jit(_infer, static_argnums=0)
+
+
+def whole(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Array, Any]:
+    """Normalizes the batch as a whole.
+
+    Args:
+      step: `step(operands, batch)`, the statistics that normalize and the next state.
+      operands: the method and its state.
+      x: the batch.
+      scale: `[*features]`.
+      bias: `[*features]`.
+      layout: of x.
+      shards: over which the batch is spread.
+      norm: the options.
+
+    Returns:
+      y and the next state.
+    """
+    x = save_point(x)
+    batch = moments_of(x, layout, shards)
+    statistics, state = step(operands, batch)
+    return apply(statistics, scale, bias, x, layout, norm.dtype), state
+
+
+def _step(operands, batch: Moments, masked: bool) -> tuple[Statistics, Any]:
+    """The statistics that normalize, and the next state."""
+    method, old = operands
+    state = promote(old, batch)
+    statistics, new = method.train_vectors(state, batch)
+    if masked:
+        valid = partial(jnp.where, batch.count > 0)
+        statistics = jax.tree.map(valid, statistics, method.infer_vectors(state))
+    return statistics, accept(old, batch, new)
+
+
+def promote(state: Any, batch: Moments) -> Any:
+    """Returns the state in its own or the batch's dtype, the wider of the two; no gradient."""
+    state = lax.stop_gradient(state)
+    wide = np.result_type(state.mean.dtype, batch.mean.dtype)
+    if state.mean.dtype == wide:
+        return state
+
+    def widen(leaf):
+        return leaf.astype(wide) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(widen, state)
+
+
+def accept(state: Any, batch: Moments, new: Any) -> Any:
+    """Returns `new` in the dtypes of `state`, or `state` after a bad batch; no gradient.
+
+    A batch is bad if it has no valid position or if any of its statistics is not finite.
+    """
+    good = (batch.count > 0) & jnp.all(jnp.isfinite(batch.mean) & jnp.isfinite(batch.var))
+    new = jax.tree.map(jnp.astype, new, jax.tree.map(jnp.result_type, state))
+    return lax.stop_gradient(jax.tree.map(partial(jnp.where, good), new, state))
+
+
+def _require_two_values(norm, x, layout, num_shards) -> None:
+    examples = (x.shape[layout.reduced[0]] if layout.reduced else 1) * num_shards
+    size = norm.group_size
+    if size is not None:
+        examples = min(size, examples, examples % size or size)
+    if examples * layout.values_per_example == 1:
+        where = "" if size is None else f" in a group of group_size={size}"
+        raise ValueError(
+            f"x of shape {x.shape} has one value per feature on axis={norm.axis}{where}: its "
+            "variance is 0 and y would be the bias alone. Train on more examples, or use infer."
+        )

@@ -1,0 +1,88 @@
+"""Statistics, normalization and activation as one function that saves only its output."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jbn._core.layout import vary_like
+from jbn._core.moments import Moments, moments_of, save_point, sums_over_count
+from jbn._core.normalize import affine
+
+LEAST_SCALE = 0.01
+"""The least size of a scale, since the normalized x is (z - bias) / scale."""
+
+
+def bounded_scale(scale: jax.Array) -> jax.Array:
+    """Returns the scale, at least `LEAST_SCALE` away from 0, with the gradient of the scale.
+
+    So training can lead a scale that is too small away from 0 again.
+    """
+    bounded = jnp.where(scale < 0, -1, 1) * jnp.maximum(jnp.abs(scale), LEAST_SCALE)
+    return scale + lax.stop_gradient(bounded - scale)
+
+
+def in_place(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Array, Any]:
+    """Normalizes and applies `norm.activation`; see `whole` for the arguments.
+
+    Reverse mode saves y and vectors, not x (Rota Bulo et al. 2018, "In-place activated batchnorm",
+    https://arxiv.org/abs/1712.02616).
+    """
+    dtype = norm.dtype or x.dtype
+    y, batch = _in_place(x, scale, bias, operands, layout, step, norm.activation, shards, dtype)
+    return y, step(operands, batch)[1]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6, 7, 8))
+def _in_place(x, scale, bias, operands, layout, step, activation, shards, dtype):
+    """Returns activation((x - mean) * rstd * scale + bias), and the moments, without gradient."""
+    batch = moments_of(x, layout, shards)
+    (mean, rstd), _ = step(operands, batch)
+    z = affine(x, mean, rstd * scale.astype(rstd.dtype), bias, layout, rstd.dtype)
+    return activation.apply(z).astype(dtype), batch
+
+
+@_in_place.defjvp
+def _in_place_jvp(step, activation, shards, dtype, primals, tangents):
+    """The tangent, from y alone: dy = slope * (dx * gain + hat * dscale + dbias + ...).
+
+    Here hat = (x - mean) * rstd = (z - bias) / scale, and the dots stand for what reaches y through
+    the statistics: -dmean * gain + hat * scale * drstd / rstd.
+    """
+    _, scale, bias, operands, layout = primals
+    dx, dscale, dbias, (dmethod, _), _ = tangents
+    y, batch = _in_place(*primals, step, activation, shards, dtype)
+    # Without the barrier XLA computes both from x again in the backward pass, and saves x for that.
+    y, batch = lax.optimization_barrier(y), lax.optimization_barrier(batch)
+    y, batch = jax.tree.map(save_point, (y, batch))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def linear(dx, dscale, dbias, dmethod, y, scale, bias, operands, batch, layout):
+        method, state = operands
+
+        def statistics(method, batch):
+            return step((method, state), batch)[0]
+
+        mean, rstd = statistics(method, batch)
+        scale, bias, dscale, dbias = (v.astype(rstd.dtype) for v in (scale, bias, dscale, dbias))
+        wide_scale, wide_bias = layout.expand(scale, bias)
+        hat = layout.where_valid((activation.invert(y) - wide_bias) / wide_scale)
+        dx = layout.where_valid(dx.astype(hat.dtype))
+        mean_dx, mean_hat_dx = sums_over_count((dx, hat * dx), batch.count, layout, shards)
+        # As x - batch.mean = hat / rstd + (mean - batch.mean).
+        dvar = 2 * (mean_hat_dx / rstd + (mean - batch.mean) * mean_dx)
+        zero = jnp.zeros_like(batch.count)
+        dbatch = Moments(mean_dx, dvar, zero, zero)
+        _, (dmean, drstd) = jax.jvp(statistics, (method, batch), (dmethod, dbatch))
+        dfactor = scale * drstd / rstd + dscale
+        dmean, dfactor, dbias = vary_like((dmean, dfactor, dbias), y)
+        gain = rstd * scale
+        gain, dfactor, offset, dbias = layout.expand(gain, dfactor, dbias - dmean * gain, dbias)
+        dz = dx * gain + hat * dfactor + offset
+        dz = dz if layout.mask is None else jnp.where(layout.mask, dz, dbias)
+        return (dz * activation.slope(y)).astype(y.dtype)
+
+    dy = linear(dx, dscale, dbias, dmethod, y, scale, bias, operands, batch, layout)
+    return (y, batch), (dy, jax.tree.map(jnp.zeros_like, batch))

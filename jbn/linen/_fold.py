@@ -1,0 +1,142 @@
+"""Folds the norms of a Linen model into its linear layers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jbn
+from jbn._flax import fold_trace
+from jbn.linen._modules import BatchNorm, Norm
+from jbn.linen._replace import intercept_calls, replace_batch_norm
+
+_LAYERS = (nn.Conv, nn.ConvTranspose, nn.Dense)
+_NORMS = (BatchNorm, Norm, nn.BatchNorm)
+
+
+class Folded(NamedTuple):
+    """A model that runs without the norms that were folded.
+
+    Attributes:
+      apply: `apply(variables, *args, **kwargs)`, that of the model without the folded norms.
+      variables: for `apply`. A folded layer has another kernel and bias. If the layer takes no
+        bias, the norm adds the bias, and does nothing else.
+      layers: by path of each folded norm, the path of its layer.
+      refused: by path of each norm that was not folded, the reason.
+    """
+
+    apply: Callable[..., Any]
+    variables: dict[str, Any]
+    layers: dict[str, str]
+    refused: dict[str, str]
+
+
+def fold(
+    model: nn.Module, variables: Mapping[str, Any], *args: Any, strict: bool = True, **kwargs: Any
+) -> Folded:
+    """Folds the norms of a model into the linear layers that feed them.
+
+    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`, the norms those of `jbn.linen` and
+    `nn.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> x = jnp.ones((8, 3))
+    >>> model = nn.Sequential([nn.Dense(4), jbn.linen.BatchNorm(use_running_average=True)])
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> folded = jbn.linen.fold(model, variables, x)
+    >>> y = folded.apply(folded.variables, x)
+
+    Args:
+      model: any Linen module.
+      variables: of the model after training; they do not change.
+      *args: the arguments of `model.apply` in inference. Of arrays only shape and dtype matter.
+      strict: whether a norm that cannot be folded is an error.
+      **kwargs: likewise, such as `train=False`.
+
+    Raises:
+      ValueError: a norm was called in training mode. With `strict`: a norm cannot be folded, for
+        its input is not the unchanged output of a linear layer, or that output, the kernel or the
+        norm is used more than once.
+    """
+    variables = nn.unbox(variables)
+    layers: dict[str, nn.Module] = {}
+    calls: dict[str, fold_trace.Call] = {}
+
+    def call_layer(module, call, *args, **kwargs):
+        layers[_name(module)] = module
+        return fold_trace.mark(call(*args, **kwargs), "layer", _name(module))
+
+    def call_norm(module, call, x, use_running_average=None, *, mask=None):
+        fold_trace.require_inference(_name(module), module, use_running_average)
+        y = call(fold_trace.mark(x, "norm", _name(module)), use_running_average, mask=mask)
+        # Without a dtype, y has that of the kernel.
+        wide = {"dtype": None} if hasattr(module, "dtype") else {}
+        norm = module.clone(parent=None, use_running_average=True, **wide)
+        calls[_name(module)] = fold_trace.Call(norm, y.ndim, y.dtype, mask is not None)
+        return y
+
+    spies = dict.fromkeys(_LAYERS, call_layer) | dict.fromkeys(_NORMS, call_norm)
+    with intercept_calls(spies, key=object()):
+        traced = fold_trace.trace(
+            lambda variables: model.apply(variables, *args, **kwargs),
+            variables,
+            lambda leaves, layer: flatten_dict(leaves)["params", *layer.split("/"), "kernel"],
+        )
+
+    leaves = flatten_dict(variables)
+
+    def fold_one(norm, layer):
+        nonlocal leaves
+        leaves = _fold_one(leaves, norm, calls[norm], layer, layers[layer])
+
+    folded, refused = fold_trace.fold_each(traced, calls, fold_one, strict)
+
+    def call_folded(module, call, x, use_running_average=None, *, mask=None):
+        if _name(module) not in folded:
+            return call(x, use_running_average, mask=mask)
+        fold_trace.require_inference(_name(module), module, use_running_average)
+        bias = module.get_variable("params", "bias")
+        y = x if bias is None else x.astype(bias.dtype) + jnp.broadcast_to(bias, x.shape)
+        return y.astype(calls[_name(module)].dtype)
+
+    stand_ins, key = dict.fromkeys(_NORMS, call_folded), object()
+
+    def apply(variables, *args, **kwargs):
+        with intercept_calls(stand_ins, key):
+            return model.apply(variables, *args, **kwargs)
+
+    return Folded(apply, unflatten_dict(leaves), folded, refused)
+
+
+def _fold_one(
+    leaves, norm: str, call: fold_trace.Call, layer: str, module: Any
+) -> dict[tuple, Any]:
+    """Returns the flat variables with one norm folded, or raises ValueError."""
+    norm_path, layer_path = tuple(norm.split("/")), tuple(layer.split("/"))
+    of_norm = {(key[0], key[-1]): leaf for key, leaf in leaves.items() if key[1:-1] == norm_path}
+
+    def infer(x: jax.Array) -> jax.Array:
+        with replace_batch_norm():  # Flax's norm does not check shapes.
+            y: Any = call.norm.apply(
+                unflatten_dict(of_norm), jnp.expand_dims(x, range(call.ndim - 1))
+            )
+        return y.reshape(x.shape)
+
+    own_bias = module.use_bias
+    kernel, bias = jbn.fold(
+        infer,
+        leaves["params", *layer_path, "kernel"],
+        leaves["params", *layer_path, "bias"] if own_bias else None,
+        axis=-2 if getattr(module, "transpose_kernel", False) else -1,
+    )
+    leaves = {key: leaf for key, leaf in leaves.items() if key[1:-1] != norm_path}
+    bias_path = layer_path if own_bias else norm_path
+    folded = {("params", *layer_path, "kernel"): kernel, ("params", *bias_path, "bias"): bias}
+    return leaves | folded
+
+
+def _name(module: nn.Module) -> str:
+    return "/".join(module.path)

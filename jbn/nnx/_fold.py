@@ -1,0 +1,147 @@
+"""Folds the norms of an NNX model into its linear layers."""
+
+import functools
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+import jbn
+from jbn._core.layout import Mask
+from jbn._flax import fold_trace
+from jbn.nnx._modules import BatchNorm, Norm, modules_by_path
+from jbn.nnx._replace import replace_batch_norm
+
+_LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear)
+_NORMS = (BatchNorm, Norm, nnx.BatchNorm)
+Model = TypeVar("Model")
+
+
+class Folded(NamedTuple, Generic[Model]):
+    """A model without the norms that were folded.
+
+    Attributes:
+      model: a copy. Its folded layers have another kernel and bias, and its folded norms return
+        their input.
+      layers: by path of each folded norm, the path of its layer.
+      refused: by path of each norm that was not folded, the reason.
+    """
+
+    model: Model
+    layers: dict[str, str]
+    refused: dict[str, str]
+
+
+def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded[Model]:
+    """Folds the norms of a model into the linear layers that feed them.
+
+    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`, the norms those of `jbn.nnx`
+    and `nnx.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> rngs = nnx.Rngs(0)
+    >>> model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), jbn.nnx.BatchNorm(4, rngs=rngs))
+    >>> model.eval()
+    >>> folded = jbn.nnx.fold(model, jnp.ones((8, 3)))
+    >>> y = folded.model(jnp.ones((8, 3)))
+
+    Args:
+      model: any NNX model, after training and in evaluation mode; it does not change.
+      *args: the arguments of its call. Of arrays only shape and dtype matter.
+      strict: whether a norm that cannot be folded is an error.
+      **kwargs: likewise.
+
+    Raises:
+      ValueError: a norm was called in training mode. With `strict`: a norm cannot be folded, for
+        its input is not the unchanged output of a linear layer, or that output, the kernel or the
+        norm is used more than once.
+    """
+    calls: dict[str, fold_trace.Call] = {}
+    spied: Any = nnx.clone(model)
+    for path, module in modules_by_path(spied).items():
+        if type(module) in _LAYERS + _NORMS:
+            module.__class__ = _spying(type(module))
+            module.fold_name = path
+            module.fold_report = functools.partial(calls.__setitem__, path)
+    graph, state = nnx.split(spied)
+    traced = fold_trace.trace(
+        lambda state: nnx.merge(graph, state)(*args, **kwargs),
+        state,
+        lambda leaves, layer: _leaves(leaves)[f"{layer}/kernel"],
+    )
+
+    model = nnx.clone(model)
+    modules = modules_by_path(model)
+
+    def fold_one(norm, layer):
+        _fold_one(modules[norm], calls[norm], modules[layer])
+
+    folded, refused = fold_trace.fold_each(traced, calls, fold_one, strict)
+
+    def replace(path, node):
+        return _Passing(_name(path), calls[_name(path)].dtype) if _name(path) in folded else node
+
+    return Folded(nnx.recursive_map(replace, model), folded, refused)
+
+
+@functools.cache
+def _spying(cls: type[nnx.Module]) -> type[nnx.Module]:
+    """Returns the class of a module that marks its input or output and goes on as before."""
+
+    def call_layer(self, *args, **kwargs):
+        return fold_trace.mark(cls.__call__(self, *args, **kwargs), "layer", self.fold_name)
+
+    def call_norm(self, x, use_running_average=None, *, mask=None):
+        fold_trace.require_inference(self.fold_name, self, use_running_average)
+        x = fold_trace.mark(x, "norm", self.fold_name)
+        y = cls.__call__(self, x, use_running_average, mask=mask)
+        self.fold_report(fold_trace.Call(self, y.ndim, y.dtype, mask is not None))
+        return y
+
+    return type(cls.__name__, (cls,), {"__call__": call_layer if cls in _LAYERS else call_norm})
+
+
+class _Passing(nnx.Module):
+    """Stands where a folded norm was."""
+
+    def __init__(self, name: str, dtype: DTypeLike):
+        self.name, self.dtype = name, dtype
+        self.use_running_average = True
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: Mask = None
+    ) -> jax.Array:
+        """Returns `x` in the dtype of the norm's output."""
+        fold_trace.require_inference(self.name, self, use_running_average)
+        return x.astype(self.dtype)
+
+
+def _fold_one(norm: Any, call: fold_trace.Call, layer: Any) -> None:
+    """Folds a norm into a layer, or raises ValueError and changes nothing."""
+    norm = replace_batch_norm(norm)  # Flax's norm does not check shapes.
+    if hasattr(norm, "dtype"):
+        norm.dtype = None  # Then y has that of the kernel.
+
+    def infer(x: jax.Array) -> jax.Array:
+        return norm(jnp.expand_dims(x, range(call.ndim - 1)), True).reshape(x.shape)
+
+    kernel, bias = jbn.fold(
+        infer,
+        layer.kernel[...],
+        None if layer.bias is None else layer.bias[...],
+        axis=-2 if getattr(layer, "transpose_kernel", False) else -1,
+    )
+    layer.kernel[...] = kernel
+    layer.bias = nnx.Param(bias)
+    layer.use_bias = True
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+def _leaves(state: Any) -> dict[str, Any]:
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}

@@ -1,0 +1,80 @@
+"""Exact statistics of many batches for the norms of an NNX model."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jbn
+from jbn.nnx._modules import BatchNorm, Norm, modules_by_path
+
+Model = TypeVar("Model")
+Batch = TypeVar("Batch")
+
+
+def recalibrate(
+    model: Model,
+    batches: Iterable[Batch],
+    call: Callable[[Model, Batch], Any] = lambda model, batch: model(batch),  # pyright: ignore
+) -> dict[str, jbn.Drift]:
+    """Replaces the model's running means and variances by those of all values in the batches.
+
+    `jbn.recalibrate` defines these statistics. The model changes after all batches have been read.
+
+    >>> import jax.numpy as jnp
+    >>> model = jbn.nnx.Norm(jbn.batch_norm(), 3)
+    >>> drift = jbn.nnx.recalibrate(model, [jnp.ones((8, 3))])
+
+    Args:
+      model: an NNX model. Its norms, which are those of `jbn.nnx`, are switched to training for the
+        calls; set the mode of the rest, such as dropout, before.
+      batches: what to call it with. Read once, one at a time.
+      call: `call(model, batch)`, jitted here; by default `model(batch)`.
+
+    Returns:
+      By path of each norm, how far the running statistics were off.
+
+    Raises:
+      ValueError: the model has no norm of `jbn.nnx`, or no value reached any.
+    """
+    copy = nnx.clone(model)
+    for norm in _norms(copy).values():
+        norm.use_running_average = False
+        norm.count = nnx.BatchStat(jnp.zeros(norm.mean.shape, jnp.int32))
+    graph, values = nnx.split(copy)
+
+    @jax.jit
+    def train(values, state, batch):
+        model = nnx.merge(graph, values)
+        _write(model, state)
+        call(model, batch)
+        return _read(model, ("mean", "var", "count"))
+
+    state = _read(model, ("mean", "var"))
+    if not state:
+        raise ValueError("model has no norm of jbn.nnx: see jbn.nnx.replace_batch_norm.")
+    state, drift = jbn.recalibrate(partial(train, values), state, batches)
+    _write(model, state)
+    return drift
+
+
+def _norms(model: Any) -> dict[str, Any]:
+    modules = modules_by_path(model)
+    return {path: norm for path, norm in modules.items() if isinstance(norm, BatchNorm | Norm)}
+
+
+def _read(model: Any, names: tuple[str, ...]) -> dict[str, dict[str, jax.Array]]:
+    return {
+        path: {name: getattr(norm, name)[...] for name in names}
+        for path, norm in _norms(model).items()
+    }
+
+
+def _write(model: Any, state: dict[str, dict[str, jax.Array]]) -> None:
+    norms = _norms(model)
+    for path, fields in state.items():
+        for name, value in fields.items():
+            getattr(norms[path], name)[...] = value
