@@ -76,7 +76,7 @@ def moments(
     x = jnp.asarray(x)
     shards = Shards(axis_name, freeze_groups(axis_index_groups))
     shards.size()
-    return _moments_once(x, Layout.of(x, axis, mask), shards)
+    return moments_of(x, Layout.of(x, axis, mask), shards)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -104,13 +104,12 @@ def merge(a: Moments, b: Moments) -> Moments:
     )
 
 
+# Layers of equal shapes share a trace.
+@functools.partial(jax.jit, static_argnums=2)
 def moments_of(x: jax.Array, layout: Layout, shards: Shards) -> Moments:
     """Returns the moments of `x`, whose layout has been checked."""
     shift, offset, var, count = shifted_moments(x, layout, shards)
     return Moments(shift + offset, var, count, count / layout.values_per_example)
-
-
-_moments_once = jax.jit(moments_of, static_argnums=2)
 
 
 class ShiftedMoments(NamedTuple):

@@ -48,7 +48,7 @@ def normalize(
     x = jnp.asarray(x)
     layout = Layout.of(x, axis, mask)
     layout.require_vectors(x, mean=mean, gain=gain, bias=bias)
-    return _affine_once(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
+    return affine(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
 
 
 def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
@@ -56,14 +56,13 @@ def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
     return affine(x, statistics.mean, _gain(statistics.rstd, scale), bias, layout, dtype)
 
 
+# Layers of equal shapes share a trace.
+@functools.partial(jax.jit, static_argnums=5)
 def affine(x, mean, gain, bias, layout: Layout, dtype: DTypeLike | None) -> jax.Array:
     """Returns `normalize` of an `x` whose layout has been checked."""
     wide = np.result_type(layout.dtype, mean.dtype, gain.dtype, bias.dtype)
     mean, gain, bias = mean.astype(wide), gain.astype(wide), bias.astype(wide)
     return _affine(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
-
-
-_affine_once = jax.jit(affine, static_argnums=5)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
