@@ -1,5 +1,6 @@
 """Small versions of published networks, trained in float64 with jbn's norms and with Flax's."""
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,15 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 STEPS = 3
 
+jit: Any = functools.partial(
+    jax.jit,
+    # Each program runs but three times.
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
+
 
 class Program(NamedTuple):
     """A network in training, as a function.
@@ -41,7 +51,7 @@ class Program(NamedTuple):
 def history(program: Program, batches: Any, rate: float = 0.1) -> list[dict[str, Any]]:
     """The loss, the gradients and the statistics of each step of gradient descent."""
 
-    @jax.jit
+    @jit
     def step(params, stats, batch):
         loss_and_gradients = jax.value_and_grad(program.loss, has_aux=True)
         (loss, stats), grads = loss_and_gradients(params, stats, batch)
@@ -74,9 +84,8 @@ def squared_error(y, target):
 
 def initialized(model: nn.Module, *inputs: Any, **options: Any) -> Any:
     with jax.numpy_dtype_promotion("standard"):  # Parameters are made in float32.
-        variables = jax.jit(model.init, static_argnames="train")(
-            jax.random.key(0), *inputs, **options
-        )
+        init = jit(model.init, static_argnames="train")
+        variables = init(jax.random.key(0), *inputs, **options)
     return jax.tree.map(lambda a: a.astype(jnp.float64), variables)
 
 
@@ -424,7 +433,7 @@ def flax_batch_norm(r_max, d_max):
 
 @pytest.mark.parametrize(
     ("limits", "oracle"),
-    [((3, 5), renorm_by_formulas), ((1, 0), renorm_by_formulas), ((1, 0), flax_batch_norm)],
+    [((3, 5), renorm_by_formulas), ((1, 0), flax_batch_norm)],
 )
 def test_actor_and_critic_train_as_by_the_formulas(limits, oracle):
     # The limits bind for some of the features.
