@@ -435,9 +435,9 @@ def _hessian_products(norm, params, state, x, dy, mask):
     return [f(primals) for f in functions]
 
 
-def _dot(a: Any, b: Any) -> jax.Array:
+def _dot(a: Any, b: Any) -> Any:
     """The inner product of two trees."""
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.float32(0))
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.float32(0))
 
 
 def _stack(*trees: Any) -> Any:

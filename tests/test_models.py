@@ -178,10 +178,14 @@ class Lifted(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        axes = {"params": 0, "batch_stats": 0}
-        rngs = {"params": True}
-        x, _ = nn.scan(Block, axes, split_rngs=rngs, length=3)(self.norm)(x, None)
-        members: Any = nn.vmap(Block, axes, split_rngs=rngs, in_axes=None, axis_size=2)
+        options: Any = {
+            "variable_axes": {"params": 0, "batch_stats": 0},
+            "split_rngs": {"params": True},
+        }
+        of_one_x: Any = {"in_axes": None}
+        layers: Any = nn.scan(Block, length=3, **options)
+        members: Any = nn.vmap(Block, axis_size=2, **of_one_x, **options)
+        x, _ = layers(self.norm)(x, None)
         return nn.Dense(2)(members(self.norm)(x)[0].mean(0))
 
 

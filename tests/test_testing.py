@@ -81,7 +81,7 @@ only_reverse.defvjp(lambda y: (y, None), lambda _, dy: (dy,))
 
 
 class ForgetsThatTheScaleMoves(jbn.batch_norm):
-    def train(self, params, state, x, *, mask=None):
+    def train(self, params: Any, state, x: Any, *, mask=None):
         plain = jbn.BatchNormParams(jnp.ones_like(params.scale), jnp.zeros_like(params.bias))
         hat, new = super().train(plain, state, x, mask=mask)
         scale, bias = (jnp.broadcast_to(v.astype(x.dtype), x.shape) for v in params)
@@ -139,7 +139,7 @@ class ForgetsTheMask(jbn.batch_norm):
 
 
 class AddsNothing(jbn.batch_norm):
-    def train(self, params, state, x, *, mask=None):
+    def train(self, params, state, x: Any, *, mask=None):
         y, new = super().train(params, state, x, mask=mask)
         return y + 0 * x, new
 
@@ -160,7 +160,7 @@ class AveragesEachShard(jbn.batch_norm):
 
 
 class Drifts(jbn.batch_norm):
-    def train(self, params, state, x, *, mask=None):
+    def train(self, params, state, x: Any, *, mask=None):
         y, new = super().train(params, state, x, mask=mask)
         return y, new._replace(mean=new.mean.astype(x.dtype))
 
@@ -195,19 +195,19 @@ class CountsInIntegers(jbn.batch_norm):
 
 
 class OnlyScales(jbn.batch_norm):
-    def train(self, params, state, x, *, mask=None):
+    def train(self, params: Any, state, x: Any, *, mask=None):
         start = super().init(params.scale.shape)[1]
         y = super().infer(params, start, x, mask=mask)
         return y, super().train(params, state, x, mask=mask)[1]
 
 
 class ForgetsTheState(jbn.batch_norm):
-    def infer(self, params, state, x, *, mask=None):
+    def infer(self, params: Any, state, x: Any, *, mask=None):
         return super().infer(params, super().init(params.scale.shape)[1], x, mask=mask)
 
 
 class LooksAtTheBatch(jbn.batch_norm):
-    def infer(self, params, state, x, *, mask=None):
+    def infer(self, params, state, x: Any, *, mask=None):
         return super().infer(params, state, x, mask=mask) + len(x) / 1000
 
 

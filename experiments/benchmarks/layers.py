@@ -73,7 +73,7 @@ def make_jbn(
         params, state = variables
         shards = jax.lax.all_gather(state, axis_name)
         one = jnp.ones(())
-        parts = (jbn.Moments(*part, one, one) for part in zip(*shards[:2], strict=True))
+        parts = (jbn.Moments(m, v, one, one) for m, v in zip(*shards[:2], strict=True))
         merged = functools.reduce(jbn.merge, parts)
         return params, state._replace(mean=merged.mean, var=merged.var)
 
