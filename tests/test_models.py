@@ -178,13 +178,13 @@ class Lifted(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        options: Any = {
+        stacked: Any = {
             "variable_axes": {"params": 0, "batch_stats": 0},
             "split_rngs": {"params": True},
         }
-        of_one_x: Any = {"in_axes": None}
-        layers: Any = nn.scan(Block, length=3, **options)
-        members: Any = nn.vmap(Block, axis_size=2, **of_one_x, **options)
+        one_x: Any = None
+        layers: Any = nn.scan(Block, length=3, **stacked)
+        members: Any = nn.vmap(Block, in_axes=one_x, axis_size=2, **stacked)
         x, _ = layers(self.norm)(x, None)
         return nn.Dense(2)(members(self.norm)(x)[0].mean(0))
 
