@@ -88,7 +88,9 @@ class domain_norm(Value):
         domain = self._checked(domain)
         if domain.ndim == 0:
             y, new = self.norm.train(params, _row(state, domain), x, mask=mask)
-            return y, jax.tree.map(lambda rows, row: rows.at[domain].set(row), state, new)
+            return y, jax.tree.map(
+                lambda rows, row: jnp.asarray(rows).at[domain].set(row), state, new
+            )
         each = self._each(state, domain, mask)
         outputs = [self.norm.train(params, row, x, mask=own) for row, own in each]
         ys, rows = zip(*outputs, strict=True)

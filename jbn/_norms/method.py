@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from jbn._core.export import exportable
 from jbn._core.layout import Axes, Layout, Mask
 from jbn._core.moments import Moments, moments_of, save_point
 from jbn._core.normalize import apply
@@ -25,6 +26,7 @@ replaced_method = jax.make_user_context()
 """Within `with replaced_method(f):` norms train by `f(norm)`; compiled functions notice."""
 
 
+@exportable
 class Statistics(NamedTuple):
     """The statistics that normalize: y = (x - mean) * rstd * scale + bias.
 
