@@ -38,6 +38,7 @@ from jbn._norms.ghost_batch import ghost_batch_norm as ghost_batch_norm
 from jbn._norms.inplace_batch import inplace_batch_norm as inplace_batch_norm
 from jbn._norms.method import Method as Method
 from jbn._norms.method import Statistics as Statistics
+from jbn._norms.no_update import no_update as no_update
 from jbn._norms.norm import BatchNormParams as BatchNormParams
 from jbn._norms.norm import Norm as Norm
 from jbn._norms.renorm import batch_renorm as batch_renorm

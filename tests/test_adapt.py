@@ -21,7 +21,7 @@ X = data((6, 5, 3), mean=2)
 NORM = jbn.batch_norm()
 PARAMS, START = NORM.init(3)
 SOURCE = START._replace(
-    mean=jnp.float32([1, -1, 0]), var=jnp.float32([4, 1, 2]), count=jnp.int32(7)
+    mean=jnp.float32([1, -1, 0]), var=jnp.float32([4, 1, 2]), count=jnp.float32(7)
 )
 
 
@@ -40,7 +40,7 @@ def assert_blended(state, wanted):
     np.testing.assert_allclose(state.mean, wanted[0], rtol=1e-6)
     np.testing.assert_allclose(state.var, wanted[1], rtol=1e-6)
     assert state.count == SOURCE.count
-    assert (state.mean.dtype, state.count.dtype) == (jnp.float32, jnp.int32)
+    assert (state.mean.dtype, state.count.dtype) == (jnp.float32, jnp.float32)
 
 
 @pytest.mark.parametrize("num_source", [0, 0.5, 16])

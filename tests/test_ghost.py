@@ -108,7 +108,7 @@ def test_offsets_between_and_within_groups():
     ("options", "shape", "words"),
     [
         ({"group_size": 0}, (4, 3), "group_size=0 must be a positive"),
-        ({"group_size": 2, "axis_index_groups": [[0, 1]]}, (4, 3), "choose one"),
+        ({"group_size": 2, "axis_name": "d", "axis_index_groups": [[0, 1]]}, (4, 3), "choose one"),
         ({"group_size": 1}, (4, 3), "one value per feature on axis=-1 in a group of group_size=1"),
         ({"group_size": 4}, (9, 3), "in a group of group_size=4"),
     ],

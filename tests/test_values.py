@@ -41,7 +41,10 @@ OPTIONS: dict[Any, dict[str, Any]] = {
     jbn.batch_renorm: {**BATCH, "r_max": 2.0, "d_max": 1.0, "group_size": 4},
     jbn.running_batch_norm: {**SHARED, "decay": 0.8, "epsilon": 1e-3, "group_size": 4},
 }
-REQUIRED = {jbn.ghost_batch_norm: {"group_size": 2}}
+REQUIRED: dict[Any, dict[str, Any]] = {
+    jbn.ghost_batch_norm: {"group_size": 2},
+    "axis_index_groups": {"axis_name": "d"},
+}
 CASES = [
     pytest.param(factory, name, value, id=f"{factory.__name__}-{name}")
     for factory, options in OPTIONS.items()
@@ -53,7 +56,7 @@ def wrappers(norm):
     return [
         jbn.frozen(norm),
         jbn.frozen(norm, use_running=False, update=True),
-        jbn.domain_norm(norm, 3, axis=(0, 1)),
+        jbn.domain_norm(norm, 3),
     ]
 
 
@@ -69,8 +72,9 @@ def assert_a_value(value, other):
 
 @pytest.mark.parametrize(("factory", "name", "option"), CASES)
 def test_every_option_makes_another_value(factory, name, option):
-    plain = factory(**REQUIRED.get(factory, {}))
-    norm = factory(**{**REQUIRED.get(factory, {}), name: option})
+    required = REQUIRED.get(factory, {}) | REQUIRED.get(name, {})
+    plain = factory(**required)
+    norm = factory(**{**required, name: option})
     assert isinstance(norm, jbn.Norm)
     assert_a_value(norm, plain)
     assert dataclasses.replace(plain, **{name: option}) == norm
@@ -136,11 +140,11 @@ WRONG: Any = [
         lambda: untyped.batch_norm(activation=jbn.activations.elu),
         "activation=.*elu.* must be one of",
     ),
-    (lambda: untyped.batch_norm(group_size=2.0), "group_size=2.0 must be a positive number"),
+    (lambda: untyped.batch_norm(group_size=2.0), "group_size=2.0 must be a positive integer"),
     (lambda: untyped.ghost_batch_norm(), "group_size"),
     (
         lambda: untyped.ghost_batch_norm(group_size=None),
-        "group_size=None must be a positive number",
+        "group_size=None must be a positive integer",
     ),
     (lambda: untyped.batch_renorm(r_max="3"), "r_max='3' must be at least 1"),
     (lambda: untyped.activations.elu("1"), "alpha='1' must be positive"),
@@ -148,7 +152,7 @@ WRONG: Any = [
     (lambda: untyped.domain_norm(untyped.batch_norm, 2), "must be a jbn.Norm"),
     (
         lambda: untyped.domain_norm(untyped.batch_norm(), 2.5),
-        "num_domains=2.5 must be positive",
+        "num_domains=2.5 must be a positive integer",
     ),
     (lambda: untyped.nnx.Norm(untyped.batch_norm, 3), "must be a jbn.Norm"),
     (
@@ -181,8 +185,9 @@ def test_float64_is_another_dtype_than_none():
 
 
 def test_groups_and_axes_may_be_arrays_of_integers():
-    norm = untyped.batch_norm(axis_index_groups=np.array([[0, 1], [2, 3]]), axis=np.array([0, 1]))
-    assert norm == jbn.batch_norm(axis_index_groups=((0, 1), (2, 3)), axis=(0, 1))
+    make = functools.partial(untyped.batch_norm, axis_name="d")
+    norm = make(axis_index_groups=np.array([[0, 1], [2, 3]]), axis=np.array([0, 1]))
+    assert norm == make(axis_index_groups=((0, 1), (2, 3)), axis=(0, 1))
 
 
 def test_functions_print_by_their_name():

@@ -53,7 +53,7 @@ def adapt(
     """
     examples = batch.examples if num_target is None else num_target
     new = _blend(promote(state, batch), batch, num_source, jnp.asarray(examples))
-    return accept(state, batch, new)
+    return accept(state, batch, new, batch.count > 0)
 
 
 @contextlib.contextmanager
@@ -66,7 +66,8 @@ def adapting(num_source: float) -> Iterator[None]:
     traced again inside.
 
     The model is called in training mode, which may switch on more than its norms, such as dropout.
-    A single example is enough if num_source is positive. `frozen` norms do not adapt.
+    All examples adapt the statistics together, also of a norm with groups. A single one is enough
+    if num_source is positive, and axis names may be unbound. `frozen` norms do not adapt.
 
     >>> import jax.numpy as jnp
     >>> norm = jbn.batch_norm()
@@ -90,12 +91,16 @@ class _Adapt(Value):
 
     num_source: float
 
+    reaches_frozen = False
+
     def __call__(self, method: Method) -> "_Adapting":
         return _Adapting(method, num_source=self.num_source)
 
 
 class _Adapting(Wrapped):
     num_source: float
+
+    like_inference = True  # pyright: ignore
 
     @property
     def takes_single_values(self) -> bool:

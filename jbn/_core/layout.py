@@ -47,7 +47,7 @@ class Layout:
         Raises:
           TypeError: `x` is not of a real floating-point dtype, or `mask` is not boolean.
           ValueError: `axis` is empty, repeats an axis or names one that `x` does not have, or
-            `mask` does not broadcast to the shape of `x` without its feature axes.
+            the shape of `mask` does not fit `x`, see `align`.
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
@@ -64,11 +64,45 @@ class Layout:
             )
         reduced = tuple(sorted(set(range(x.ndim)).difference(axes)))
         features = tuple(map(x.shape.__getitem__, axes))
-        positions = tuple(map(x.shape.__getitem__, reduced))
-        if mask is not None:
-            mask = jnp.expand_dims(_require_mask(mask, positions, x, axes), axes)
+        values = math.prod(map(x.shape.__getitem__, reduced[1:]))
         wide = np.result_type(np.float32, x.dtype)
-        return cls(mask, axes, reduced, features, math.prod(positions[1:]), wide)
+        layout = cls(None, axes, reduced, features, values, wide)
+        if mask is None:
+            return layout
+        mask = jnp.asarray(mask)
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"mask must be boolean, got {mask.dtype}: pass `mask != 0`.")
+        return dataclasses.replace(layout, mask=layout.align("mask", mask, x))
+
+    def align(self, name: str, values: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns values of examples or positions with the axes of `x`, of size 1 on feature axes.
+
+        Args:
+          name: of the argument, for the message of an error.
+          values: of rank 1, one for each example; or with an axis for each axis of `x` that is not
+            a feature axis, or for each axis of `x`, each axis of its size in `x` or of size 1.
+          x: the array that the layout is of.
+
+        Raises:
+          ValueError: the shape of `values` is another.
+        """
+        wanted = tuple(1 if a in self.axes else size for a, size in enumerate(x.shape))
+        if values.ndim == x.ndim:
+            shape = values.shape
+        elif values.ndim == len(self.reduced) or (values.ndim == 1 and self.reduced):
+            sizes = iter(values.shape)
+            shape = tuple(next(sizes, 1) if a in self.reduced else 1 for a in range(x.ndim))
+        else:
+            shape = ()
+        if len(shape) != x.ndim or any(n not in (1, w) for n, w in zip(shape, wanted, strict=True)):
+            positions = tuple(x.shape[a] for a in self.reduced)
+            raise ValueError(
+                f"{name} of shape {values.shape} does not fit x of shape {x.shape} with features "
+                f"on axes {self.axes}: it must have the shape {positions[:1]}, {positions} or "
+                f"{wanted}, where each size may be 1. If it is the same for all features of a "
+                f"position, pass one of them, such as {name}[..., :1]."
+            )
+        return jnp.broadcast_to(values.reshape(shape), wanted)
 
     def require_vectors(self, x: jax.Array, **vectors: jax.Array) -> None:
         """Checks that each of the named vectors holds one value per feature of `x`.
@@ -94,11 +128,22 @@ class Layout:
             return values
         return jnp.where(self.mask, values, jnp.zeros((), values.dtype))
 
+    def minus(self, x: jax.Array, vector: jax.Array) -> jax.Array:
+        """Returns `x - vector`, with 0 where the mask hides x, in the dtype of the vector."""
+        wide = jnp.expand_dims(vector, self.reduced)
+        x = x.astype(vector.dtype)
+        # Hidden values are replaced before they are computed with.
+        return (x if self.mask is None else jnp.where(self.mask, x, wide)) - wide
+
     def count(self, x: jax.Array) -> jax.Array:
         """Returns the number of valid positions of `x`."""
         if self.mask is not None:
             return jnp.sum(self.mask, dtype=jnp.int32).astype(self.dtype)
         return jnp.asarray(math.prod(map(x.shape.__getitem__, self.reduced)), self.dtype)
+
+    def examples(self, count: jax.Array) -> jax.Array:
+        """Returns the number of examples that `count` values are."""
+        return count / jnp.asarray(self.values_per_example, count.dtype)
 
 
 def vary_like(vectors: Sequence[jax.Array], like: jax.Array) -> Sequence[jax.Array]:
@@ -130,17 +175,3 @@ def with_automatic_axes(f: Callable, x: jax.Array, *out_axes: Iterable[int]) -> 
         for axes in out_axes
     ]
     return auto_axes(f, out_sharding=tuple(out) if len(out) > 1 else out[0])
-
-
-def _require_mask(mask, positions, x, axes) -> jax.Array:
-    """A mask over the positions of x, checked."""
-    mask = jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"mask must be boolean, got {mask.dtype}: pass `mask != 0`.")
-    try:
-        return jnp.broadcast_to(mask, positions)
-    except ValueError:
-        raise ValueError(
-            f"mask of shape {mask.shape} does not broadcast to {positions}, the shape of x "
-            f"{x.shape} without its feature axes {axes}."
-        ) from None

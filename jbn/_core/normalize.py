@@ -33,8 +33,8 @@ def normalize(
       gain: `[*features]` what to multiply by.
       bias: `[*features]` what to add.
       axis: the feature axis or axes of `x`.
-      mask: boolean, broadcastable to the shape of `x` without its feature axes. Where it is False,
-        y is `bias` and no gradient flows.
+      mask: boolean, True at valid positions, as in `Norm.train`. Where it is False, y is `bias`,
+        and x is not computed with and has no gradient.
       dtype: the dtype of y; by default that of `x`. The arithmetic is in float32 or wider.
 
     Returns:
@@ -67,12 +67,15 @@ def affine(x, mean, gain, bias, layout: Layout, dtype: DTypeLike | None) -> jax.
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _affine(x, mean, gain, bias, layout, dtype):
+    if layout.mask is not None:
+        gain, bias = layout.expand(gain, bias)
+        return (layout.minus(x, mean) * gain + bias).astype(dtype)
     # As (x - root) * gain, where root is the x that gives 0: an operation less on every element,
     # with which a GPU's compiler recomputes y in the backward pass rather than save a mask of it.
-    gain = _away_from_zero(gain)
-    root, gain, bias = layout.expand(mean - bias / gain, gain, bias)
-    y = (x.astype(gain.dtype) - root) * gain
-    return (y if layout.mask is None else jnp.where(layout.mask, y, bias)).astype(dtype)
+    gain = _away_from_zero(gain, bias)
+    root = mean - bias / jnp.where(gain == 0, jnp.ones_like(gain), gain)
+    root, gain = layout.expand(root, gain)
+    return ((x.astype(root.dtype) - root) * gain).astype(dtype)
 
 
 @_affine.defjvp
@@ -85,9 +88,9 @@ def _affine_jvp(dtype, primals, tangents):
     def linear(dx, dvectors, x, mean, gain, layout):
         dmean, dgain, dbias = vary_like(dvectors, x)
         offset = dbias - dmean * gain
-        mean, gain, dgain, dbias, offset = layout.expand(mean, gain, dgain, dbias, offset)
-        centered = layout.where_valid(x.astype(mean.dtype) - mean)
-        dy = dx.astype(mean.dtype) * gain + centered * dgain + offset
+        centered, dx = layout.minus(x, mean), layout.where_valid(dx).astype(mean.dtype)
+        gain, dgain, dbias, offset = layout.expand(gain, dgain, dbias, offset)
+        dy = dx * gain + centered * dgain + offset
         return (dy if layout.mask is None else jnp.where(layout.mask, dy, dbias)).astype(dtype)
 
     return _affine(*primals, dtype), linear(dx, dvectors, x, mean, gain, layout)
@@ -98,7 +101,13 @@ def _gain(rstd, scale):
     return rstd * scale.astype(rstd.dtype)
 
 
-def _away_from_zero(gain):
-    """Returns `gain`, with the least number whose inverse is finite by a margin in place of 0."""
-    least = jnp.asarray(jnp.finfo(gain.dtype).tiny ** 0.5, gain.dtype)
+def _away_from_zero(gain, bias):
+    """Returns a gain by which the bias can be divided, of the same effect as `gain`.
+
+    The least is eps^4 of the bias, a power of 2, so that x - root is -bias / gain to the last digit
+    and y is the bias exactly for a scale of 0. Without a bias, any gain will do.
+    """
+    form = jnp.finfo(gain.dtype)
+    least = jnp.maximum(jnp.abs(bias) * float(form.eps) ** 4, jnp.asarray(form.tiny, gain.dtype))
+    least = jnp.where(bias == 0, jnp.zeros_like(bias), least)
     return jnp.where(jnp.abs(gain) < least, least, gain)

@@ -30,6 +30,13 @@ class Shards:
     axis_name: AxisName | None = None
     groups: tuple[tuple[int, ...], ...] | None = None
 
+    def bound(self) -> bool:
+        """Returns whether `axis_name` is None or bound where this is called."""
+        try:
+            return self.axis_name is None or lax.axis_size(self.axis_name) > 0
+        except NameError:
+            return False
+
     def size(self) -> int:
         """Returns how many shards are normalized together.
 
@@ -39,14 +46,13 @@ class Shards:
         """
         if self.axis_name is None:
             return 1
-        try:
-            size = lax.axis_size(self.axis_name)
-        except NameError:
+        if not self.bound():
             raise NameError(
                 f"axis_name={self.axis_name!r} is not bound here: call the norm inside a pmap, "
                 "shard_map or vmap that binds it. Under jit with sharded inputs, statistics are "
                 "global without it: leave axis_name=None."
-            ) from None
+            )
+        size = lax.axis_size(self.axis_name)
         if self.groups is None:
             return size
         lengths = {len(group) for group in self.groups}

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, dataclass_transform
@@ -23,6 +24,10 @@ class Value:
     pytree whose leaves are the options that are traced, as under `jax.vmap` over a decay; usually
     there are none. NumPy and JAX scalars that are not traced become Python numbers, and lists
     become tuples.
+
+    Raises:
+      TypeError: an option is not hashable.
+      ValueError: an option is an array of several numbers.
     """
 
     _traced: tuple[str, ...] = ()
@@ -30,26 +35,29 @@ class Value:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        inherited = getattr(cls, "__dataclass_fields__", {})
+        # An option that is assigned without its type gets a new default, too.
+        assigned = {name: inherited[name].type for name in vars(cls) if name in inherited}
+        cls.__annotations__ = assigned | vars(cls).get("__annotations__", {})
         dataclass(frozen=True, kw_only=True, repr=False)(cls)
         unflatten = functools.partial(_unflatten, cls)
         jax.tree_util.register_pytree_node(cls, _flatten, unflatten)  # pyright: ignore[reportArgumentType]
 
     def __post_init__(self):
-        traced = []
-        for name, value in _fields(self).items():
-            if isinstance(value, Tracer) or getattr(value, "_traced", ()):
-                traced.append(name)
-            else:
-                object.__setattr__(self, name, _frozen(name, value))
-        object.__setattr__(self, "_traced", tuple(traced))
+        values = _fields(self)
+        traced = tuple(name for name, value in values.items() if _is_traced(value))
+        for name in values.keys() - traced:
+            object.__setattr__(self, name, _frozen(name, values[name]))
+        object.__setattr__(self, "_traced", traced)
 
     def __repr__(self) -> str:
         """The expression that makes the value, without options that have their defaults."""
         defaults = inspect.signature(type(self)).parameters
         options = [
-            f"{name}={_public_name(value) if inspect.isfunction(value) else repr(value)}"
+            f"{name}={_expression(value)}"
             for name, value in _fields(self).items()
-            if isinstance(value, jax.Array | np.ndarray) or value != defaults[name].default
+            if name in defaults
+            and (isinstance(value, jax.Array | np.ndarray) or value != defaults[name].default)
         ]
         return f"{_public_name(type(self))}({', '.join(options)})"
 
@@ -60,9 +68,20 @@ def require_number(name: str, value: Any, accept: Callable[[Any], bool], wanted:
     Raises:
       ValueError: it is another kind of value, or a number that is not accepted.
     """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     unknown = callable(value) or isinstance(value, jax.Array)
-    if not (accept(value) if isinstance(value, int | float) else unknown):
+    if not (accept(value) if is_number else unknown):
         raise ValueError(f"{name}={value!r} must be {wanted}.")
+
+
+def require_positive_integer(name: str, value: Any) -> None:
+    """Checks an option that counts something.
+
+    Raises:
+      ValueError: it is not an integer, or not positive.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a positive integer.")
 
 
 def require_scalars(value: Any) -> None:
@@ -80,29 +99,48 @@ def _public_name(named: Any) -> str:
     return named.__qualname__ if module.startswith("_") else f"{module}.{named.__qualname__}"
 
 
+def _expression(value: Any) -> str:
+    if inspect.isfunction(value):
+        return _public_name(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    return repr(value)
+
+
 def _fields(value: Any) -> dict[str, Any]:
     return {option.name: getattr(value, option.name) for option in fields(value)}
 
 
+def _is_traced(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_traced, value))
+    return isinstance(value, Tracer) or bool(getattr(value, "_traced", ()))
+
+
 def _frozen(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return tuple(_frozen(name, item) for item in value)
-    if not isinstance(value, np.generic | np.ndarray | jax.Array):
-        return value
-    if value.ndim and np.issubdtype(value.dtype, np.integer):
-        return _frozen(name, value.tolist())
-    if value.ndim:
+        items = (_frozen(name, item) for item in value)
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        if not value.ndim:
+            return value.item()
+        if np.issubdtype(value.dtype, np.integer):
+            return _frozen(name, value.tolist())
         raise ValueError(
             f"{name} must be a number, got an array of shape {value.shape}: map over several "
             "numbers by jax.vmap."
         )
-    return value.item()
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} must be hashable, such as a tuple.") from None
+    return value
 
 
 def _flatten(value: Value) -> tuple[tuple[Any, ...], Any]:
     if not value._traced:
         return (), value
-    static = _fields(value)
+    static = dict(vars(value))
     return tuple(static.pop(name) for name in value._traced), (value._traced, tuple(static.items()))
 
 
@@ -111,6 +149,6 @@ def _unflatten(cls: type[Value], static: Any, traced: tuple[Any, ...]) -> Value:
         return static
     names, rest = static
     value = object.__new__(cls)
-    for name, option in (*rest, *zip(names, traced, strict=True), ("_traced", names)):
+    for name, option in (*rest, *zip(names, traced, strict=True)):
         object.__setattr__(value, name, option)
     return value

@@ -20,7 +20,8 @@ class BatchNormState(NamedTuple):
     Attributes:
       mean: `[*features]` running mean, float32 or wider; starts at 0.
       var: `[*features]` running variance, of the same dtype; starts at 1.
-      count: `[]` int32 number of updates; starts at 0.
+      count: `[]` float32 number of updates; starts at 0. As an integer it would not survive an
+        average of states.
     """
 
     mean: jax.Array
@@ -72,9 +73,13 @@ class batch_norm(Method[BatchNormState]):
         super().__post_init__()
         require_decay_and_epsilon(self.decay, self.epsilon)
 
+    @property
+    def needs_count(self) -> bool:
+        return callable(self.decay)
+
     def init_vectors(self, num_features: int | tuple[int, ...]) -> BatchNormState:
         zeros, ones = jnp.zeros(num_features, jnp.float32), jnp.ones(num_features, jnp.float32)
-        return BatchNormState(zeros, ones, jnp.zeros((), jnp.int32))
+        return BatchNormState(zeros, ones, jnp.zeros((), jnp.float32))
 
     def train_vectors(
         self, state: BatchNormState, batch: Moments
@@ -115,7 +120,8 @@ def update(
 ) -> BatchNormState:
     """Returns decay * old + (1 - decay) * batch, or the old state after a bad batch.
 
-    A batch is bad if it has no valid position or if any of its statistics is not finite.
+    A batch is bad if it has fewer than two values of a feature, or if its statistics or the new
+    ones are not finite.
 
     >>> import jax.numpy as jnp
     >>> _, state = jbn.batch_norm().init(1)
@@ -129,4 +135,5 @@ def update(
       decay: the weight on the old statistics, in [0, 1], or a function of `state.count`.
       unbiased: whether the running variance averages n / (n - 1) var, as in PyTorch.
     """
-    return accept(state, batch, average(promote(state, batch), batch, decay, unbiased))
+    new = average(promote(state, batch), batch, decay, unbiased)
+    return accept(state, batch, new, batch.count > 1)

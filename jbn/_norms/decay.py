@@ -35,19 +35,28 @@ class corrected_decay(Value):
     >>> norm = jbn.batch_norm(decay=jbn.corrected_decay(0.9))
 
     Args:
-      decay: the limit of the weight on the old statistics, in [0, 1].
+      decay: the limit of the weight on the old statistics, in [0, 1]. With 0 only the last batch
+        counts, with 1 it is `cumulative_decay`.
+
+    Raises:
+      ValueError: `decay` is out of range.
     """
 
     decay: Number = dataclasses.field(kw_only=False)
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_number("decay", self.decay, lambda number: 0 <= number <= 1, "in [0, 1]")
+
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Returns the weight on the old statistics after `count` updates."""
         count = jnp.asarray(count, jnp.float32)
-        return self.decay * self._mass(count) / self._mass(count + 1)
-
-    def _mass(self, count: jax.Array) -> jax.Array:
-        """1 - decay^count, also where that is tiny."""
-        return -jnp.expm1(count * jnp.log(jnp.asarray(self.decay, jnp.float32)))
+        decay = jnp.asarray(self.decay, jnp.float32)
+        inside = (decay > 0) & (decay < 1)
+        log = jnp.log(jnp.where(inside, decay, jnp.float32(0.5)))
+        # By expm1, 1 - decay^count is exact also where it is tiny.
+        ratio = jnp.expm1(count * log) / jnp.expm1((count + 1) * log)
+        return decay * jnp.where(inside, ratio, cumulative_decay(count))
 
 
 def require_decay_and_epsilon(decay: Decay, epsilon: Number) -> None:

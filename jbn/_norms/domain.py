@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jbn._core.layout import Axes, Layout, Mask
-from jbn._core.value import Value, require_number
+from jbn._core.layout import Layout, Mask
+from jbn._core.value import Value, require_positive_integer
 from jbn._norms.norm import BatchNormParams, Norm, require_norm
 
 
@@ -21,10 +23,11 @@ class domain_norm(Value):
     https://arxiv.org/abs/1906.03950). The latter also have parameters for each domain: keep one
     `BatchNormParams` a domain for that.
 
-    `domain` is an integer array that counts from 0: of shape `[]` for all of x, or broadcastable to
-    the shape of x without its feature axes, such as `[batch, 1, 1]` for images. All positions of a
-    domain are a batch: they are normalized by its statistics, which alone move. With one domain a
-    call, x is read as often as by the norm itself, otherwise once for each domain.
+    `domain` is an integer array that counts from 0: of shape `[]` for all of x, or of a shape that
+    a mask may have, such as `[batch]`. All positions of a domain are a batch: they are normalized
+    by its statistics, which alone move. Where the domain is out of range, y is 0 and nothing moves.
+    With one domain a call, x is read as often as by the norm itself, otherwise once for each
+    domain.
 
     >>> import jax.numpy as jnp
     >>> norm = jbn.domain_norm(jbn.batch_norm(), num_domains=2)
@@ -34,22 +37,20 @@ class domain_norm(Value):
 
     Args:
       norm: any norm.
-      num_domains: number of domains. Positions of a domain outside of this range have y = 0.
-      axis: the feature axis or axes of the norm.
+      num_domains: number of domains.
 
     Raises:
-      ValueError: `num_domains` is not positive.
+      TypeError: `norm` is not a norm.
+      ValueError: `num_domains` is not a positive integer.
     """
 
     norm: Norm = dataclasses.field(kw_only=False)
     num_domains: int = dataclasses.field(kw_only=False)
-    axis: Axes = -1
 
     def __post_init__(self):
         super().__post_init__()
         require_norm(self.norm)
-        whole = isinstance(self.num_domains, int)
-        require_number("num_domains", self.num_domains, lambda n: whole and n > 0, "positive")
+        require_positive_integer("num_domains", self.num_domains)
 
     def init(self, num_features: int | tuple[int, ...]) -> tuple[BatchNormParams, Any]:
         """Returns parameters, and a state with leaves `[domains, ...]`.
@@ -75,8 +76,8 @@ class domain_norm(Value):
           params: scale and bias, each `[*features]`, or None.
           state: running statistics, each `[domains, ...]`; carries no gradient.
           x: `[...]` of a real floating-point dtype.
-          domain: integer, `[]` or broadcastable to the shape of x without its feature axes.
-          mask: boolean, broadcastable likewise; True marks valid positions.
+          domain: integer, `[]` or of a shape that a mask may have.
+          mask: boolean, True at valid positions, as in `Norm.train`.
 
         Returns:
           y, of the shape of x; and the next state.
@@ -85,16 +86,21 @@ class domain_norm(Value):
           TypeError: `domain` is not an integer, or x or the mask has a wrong dtype.
           ValueError: `domain` is a number out of range, or a shape does not fit.
         """
-        domain = self._checked(domain)
+        x = jnp.asarray(x)
+        domain, known = self._checked(domain)
         if domain.ndim == 0:
             y, new = self.norm.train(params, _row(state, domain), x, mask=mask)
-            return y, jax.tree.map(
-                lambda rows, row: jnp.asarray(rows).at[domain].set(row), state, new
-            )
-        each = self._each(state, domain, mask)
-        outputs = [self.norm.train(params, row, x, mask=own) for row, own in each]
+            state = jax.tree.map(jnp.asarray, state)
+            moved = jax.tree.map(lambda rows, row: rows.at[domain].set(row), state, new)
+            return _where(known, y), jax.tree.map(partial(jnp.where, known), moved, state)
+        layout = Layout.of(x, self.norm.axis, mask)
+        domain = layout.align("domain", domain, x)
+        outputs = [
+            self.norm.train(params, _row(state, i), x, mask=own)
+            for i, own in self._masks(domain, layout)
+        ]
         ys, rows = zip(*outputs, strict=True)
-        return self._pick(domain, ys), jax.tree.map(lambda *row: jnp.stack(row), *rows)
+        return _pick(domain, ys), jax.tree.map(lambda *row: jnp.stack(row), *rows)
 
     def infer(
         self,
@@ -121,33 +127,45 @@ class domain_norm(Value):
           TypeError: `domain` is not an integer, or x or the mask has a wrong dtype.
           ValueError: `domain` is a number out of range, or a shape does not fit.
         """
-        domain = self._checked(domain)
+        x = jnp.asarray(x)
+        domain, known = self._checked(domain)
         if domain.ndim == 0:
-            return self.norm.infer(params, _row(state, domain), x, mask=mask)
-        each = self._each(state, domain, mask)
-        return self._pick(domain, [self.norm.infer(params, row, x, mask=own) for row, own in each])
+            return _where(known, self.norm.infer(params, _row(state, domain), x, mask=mask))
+        layout = Layout.of(x, self.norm.axis, mask)
+        domain = layout.align("domain", domain, x)
+        ys = [
+            self.norm.infer(params, _row(state, i), x, mask=own)
+            for i, own in self._masks(domain, layout)
+        ]
+        return _pick(domain, ys)
 
-    def _each(self, state: Any, domain: jax.Array, mask: Mask) -> list[tuple[Any, jax.Array]]:
-        """Returns the state and the mask of each domain."""
-        mask = True if mask is None else jnp.asarray(mask)
-        return [(_row(state, i), (domain == i) & mask) for i in range(self.num_domains)]
-
-    def _checked(self, domain: ArrayLike) -> jax.Array:
-        if isinstance(domain, int) and not 0 <= domain < self.num_domains:
+    def _checked(self, domain: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Returns `domain` within the range, and whether it was there."""
+        given = jnp.asarray(domain)
+        if not jnp.issubdtype(given.dtype, jnp.integer):
+            raise TypeError(f"domain must be an integer array, got {given.dtype}.")
+        known = (given >= 0) & (given < self.num_domains)
+        if not isinstance(known, Tracer) and known.ndim == 0 and not known:
             raise ValueError(f"domain={domain} must be from 0 to {self.num_domains - 1}.")
-        domain = jnp.asarray(domain)
-        if not jnp.issubdtype(domain.dtype, jnp.integer):
-            raise TypeError(f"domain must be an integer array, got {domain.dtype}.")
-        return domain
+        return (given if given.ndim else jnp.where(known, given, jnp.zeros_like(given))), known
 
-    def _pick(self, domain: jax.Array, ys: Sequence[jax.Array]) -> jax.Array:
-        """Returns for each position the output of its domain."""
-        picked = jnp.zeros_like(ys[0])
-        for index, y in enumerate(ys):
-            mask: Any = Layout.of(y, self.axis, domain == index).mask
-            picked = jnp.where(mask, y, picked)
-        return picked
+    def _masks(self, domain: jax.Array, layout: Layout) -> list[tuple[int, jax.Array]]:
+        """Returns each domain with a mask of its positions."""
+        valid = True if layout.mask is None else layout.mask
+        return [(i, (domain == i) & valid) for i in range(self.num_domains)]
+
+
+def _pick(domain: jax.Array, ys: Sequence[jax.Array]) -> jax.Array:
+    """Returns for each position the output of its domain."""
+    picked = jnp.zeros_like(ys[0])
+    for index, y in enumerate(ys):
+        picked = jnp.where(domain == index, y, picked)
+    return picked
 
 
 def _row(state, index):
     return jax.tree.map(lambda rows: rows[index], state)
+
+
+def _where(known, y):
+    return jnp.where(known, y, jnp.zeros_like(y))

@@ -23,7 +23,10 @@ from jbn._train.in_place import bounded_scale, in_place
 from jbn.activations import InvertibleActivation
 
 replaced_method = jax.make_user_context()
-"""Within `with replaced_method(f):` norms train by `f(norm)`; compiled functions notice."""
+"""Within `with replaced_method(f):` norms train by `f(norm)`; compiled functions notice.
+
+`f.reaches_frozen` says whether frozen norms do so, too, where they train.
+"""
 
 
 @exportable
@@ -70,10 +73,12 @@ class Method(Norm[State]):
         wider.
 
     Raises:
-      ValueError: `group_size` is not positive, or goes with `axis_index_groups` or an activation.
+      TypeError: an option is of another type.
+      ValueError: `group_size` is not positive, or goes with `axis_index_groups` or an activation;
+        or `axis_index_groups` comes without `axis_name`.
     """
 
-    axis: Axes = -1
+    axis: Axes = -1  # pyright: ignore[reportIncompatibleMethodOverride]
     axis_name: AxisName | None = None
     axis_index_groups: Groups | None = None
     group_size: int | None = None
@@ -84,6 +89,8 @@ class Method(Norm[State]):
 
     takes_single_values = False
     """Whether a batch of one value per feature, whose variance is 0, is enough for training."""
+    like_inference = False
+    """Whether training needs neither an axis name nor groups, as inference does."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,6 +98,14 @@ class Method(Norm[State]):
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
             if not jnp.issubdtype(self.dtype, jnp.floating):
                 raise ValueError(f"dtype={self.dtype} must be real floating point.")
+        for name in ("use_scale", "use_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if self.axis_index_groups is not None and self.axis_name is None:
+            groups = self.axis_index_groups
+            raise ValueError(
+                f"axis_index_groups={groups} must go with the axis_name that they cut."
+            )
         if not isinstance(self.activation, InvertibleActivation | None):
             raise TypeError(f"activation={self.activation!r} must be one of jbn.activations.")
         if self.group_size is not None:
@@ -141,12 +156,19 @@ class Method(Norm[State]):
 class Wrapped(Value):
     """A method that trains in another way than the one that it wraps, for `replaced_method`."""
 
-    method: Method = dataclasses.field(kw_only=False)
+    method: "Method | Wrapped" = dataclasses.field(kw_only=False)
+
+    reaches_frozen = True
 
     @property
     def takes_single_values(self) -> bool:
         """Whether a batch of one value per feature is enough for training."""
         return self.method.takes_single_values
+
+    @property
+    def like_inference(self) -> bool:
+        """Whether training needs neither an axis name nor groups."""
+        return self.method.like_inference
 
     def train_vectors(self, state: Any, batch: Moments) -> tuple[Statistics, Any]:
         """Returns the statistics that normalize a training batch, and the next state."""
@@ -171,13 +193,17 @@ def _prepare(norm, params, state, x, mask) -> tuple[Layout, jax.Array, jax.Array
 def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
     """A training step: through the whole batch, through its groups, or in place."""
     layout, scale, bias = _prepare(norm, params, state, x, mask)
-    shards = Shards(norm.axis_name, norm.axis_index_groups)
+    if x.size == 0:
+        return _infer(norm, params, state, x, mask), state
     replaced = replaced_method.value
     method = replaced(norm) if replaced else norm
-    num_shards = 1 if norm.axis_name is None else shards.size()
+    shards = Shards(norm.axis_name, norm.axis_index_groups)
+    if method.like_inference and not shards.bound():
+        shards = Shards()
+    num_shards = 1 if shards.axis_name is None else shards.size()
     if not method.takes_single_values:
         _require_two_values(norm, x, layout, num_shards)
-    through = whole if norm.group_size is None else by_groups
+    through = whole if norm.group_size is None or method.like_inference else by_groups
     through = through if norm.activation is None else in_place
     step = partial(_step, masked=layout.mask is not None)
     return through(step, (method, state), x, scale, bias, layout, shards, norm)
@@ -188,7 +214,7 @@ def _infer(norm, params, state, x, mask) -> jax.Array:
     layout, scale, bias = _prepare(norm, params, state, x, mask)
     statistics = norm.infer_vectors(lax.stop_gradient(state))
     y = apply(statistics, scale, bias, x, layout, norm.dtype)
-    return y if norm.activation is None else norm.activation.apply(y)
+    return y if norm.activation is None else norm.activation.apply(y).astype(y.dtype)
 
 
 # Equal norms on equal shapes are traced once, in all layers and all models.
@@ -223,32 +249,32 @@ def _step(operands, batch: Moments, masked: bool) -> tuple[Statistics, Any]:
     method, old = operands
     state = promote(old, batch)
     statistics, new = method.train_vectors(state, batch)
+    good = has_variance(method, batch)
     if masked:
-        valid = partial(jnp.where, batch.count > 0)
+        valid = partial(jnp.where, good)
         statistics = jax.tree.map(valid, statistics, method.infer_vectors(state))
-    return statistics, accept(old, batch, new)
+    return statistics, accept(old, batch, new, good)
+
+
+def has_variance(method: Any, batch: Moments) -> jax.Array:
+    """Returns whether a batch holds enough values: two of each feature, or one where it will do."""
+    return batch.count > (0 if method.takes_single_values else 1)
 
 
 def promote(state: Any, batch: Moments) -> Any:
     """Returns the state in its own or the batch's dtype, the wider of the two; no gradient."""
-    state = lax.stop_gradient(state)
     wide = np.result_type(state.mean.dtype, batch.mean.dtype)
-    if state.mean.dtype == wide:
-        return state
-
-    def widen(leaf):
-        return leaf.astype(wide) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(widen, state)
+    return lax.stop_gradient(jax.tree.map(partial(lax.convert_element_type, new_dtype=wide), state))
 
 
-def accept(state: Any, batch: Moments, new: Any) -> Any:
+def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
     """Returns `new` in the dtypes of `state`, or `state` after a bad batch; no gradient.
 
-    A batch is bad if it has no valid position or if any of its statistics is not finite.
+    A batch is bad if it is not `good`, or if its statistics or the new state are not finite.
     """
-    good = (batch.count > 0) & jnp.all(jnp.isfinite(batch.mean) & jnp.isfinite(batch.var))
     new = jax.tree.map(jnp.astype, new, jax.tree.map(jnp.result_type, state))
+    for leaf in (batch.mean, batch.var, *jax.tree.leaves(new)):
+        good &= jnp.all(jnp.isfinite(leaf))
     return lax.stop_gradient(jax.tree.map(partial(jnp.where, good), new, state))
 
 

@@ -7,7 +7,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jbn._core.export import exportable
-from jbn._core.layout import Mask
+from jbn._core.layout import Axes, Mask
 from jbn._core.value import Value
 
 State = TypeVar("State")
@@ -34,6 +34,19 @@ class Norm(Value, abc.ABC, Generic[State]):
     `jax.jit`, `jax.vmap` and `jax.checkpoint`, and inside `shard_map` and `pmap`.
     """
 
+    @property
+    def axis(self) -> Axes:
+        """The feature axis or axes of x; the last, unless a norm says otherwise."""
+        return -1
+
+    @property
+    def needs_count(self) -> bool:
+        """Whether training or inference depends on the count in the state.
+
+        If not, the Flax modules store none, as Flax's own do not.
+        """
+        return True
+
     @abc.abstractmethod
     def init(self, num_features: int | tuple[int, ...]) -> tuple[BatchNormParams, State]:
         """Returns parameters and running statistics before the first batch.
@@ -52,17 +65,20 @@ class Norm(Value, abc.ABC, Generic[State]):
     ) -> tuple[jax.Array, State]:
         """Normalizes a batch, and moves the running statistics by it.
 
-        A batch with no valid position is normalized as in inference. Neither it nor a batch with
-        statistics that are not finite changes the state.
+        A batch in which the mask leaves fewer than two values of a feature is normalized as in
+        inference. Neither it nor a batch by which statistics would not be finite changes the state.
+        An x without elements gives a y without elements and the old state.
 
         Args:
           params: scale and bias, each `[*features]` of any floating dtype, or None.
           state: running statistics; carries no gradient.
           x: `[...]` of a real floating-point dtype, with the features on the axes of the norm.
-          mask: boolean, broadcastable to the shape of x without its feature axes; True marks valid
-            positions. Masked positions never enter the computation, so they may hold NaN. Where
-            the mask is False, y is the bias and no gradient flows: leave these positions out of
-            the loss, too.
+          mask: boolean, True at valid positions. Of rank 1 it has one entry an example, which lie
+            on the first axis of x that is not a feature axis. Otherwise it has an axis for each
+            axis of x, or for each that is not a feature axis; each of its sizes is that of x or 1,
+            and 1 on feature axes. What it hides is never computed with, so it may be NaN. There y
+            is the bias and x has no gradient: leave these positions out of the loss, too. Layers
+            before the norm do compute with them, so pad with zeros.
 
         Returns:
           y, of the shape of x and of its dtype unless the norm has a `dtype`; and the next state,
@@ -70,7 +86,8 @@ class Norm(Value, abc.ABC, Generic[State]):
 
         Raises:
           TypeError: x is not real floating point, or the mask is not boolean.
-          ValueError: a shape does not fit, or x has only one value per feature.
+          ValueError: a shape does not fit, or x has only one value per feature. Where only a mask
+            leaves one, there is no error, since masks may be traced.
           NameError: the norm's `axis_name` is not bound.
         """
 
@@ -84,7 +101,7 @@ class Norm(Value, abc.ABC, Generic[State]):
           params: scale and bias, each `[*features]`, or None.
           state: running statistics; carries no gradient.
           x: `[...]` of a real floating-point dtype, with the features on the axes of the norm.
-          mask: as in training; where it is False, y is the bias.
+          mask: as in training.
 
         Returns:
           y, of the shape of x and of its dtype unless the norm has a `dtype`.

@@ -70,6 +70,10 @@ class batch_renorm(batch_norm):
         require_number("r_max", self.r_max, lambda r: r >= 1, "at least 1, or a schedule")
         require_number("d_max", self.d_max, lambda d: d >= 0, "at least 0, or a schedule")
 
+    @property
+    def needs_count(self) -> bool:
+        return any(map(callable, (self.decay, self.r_max, self.d_max)))
+
     def train_vectors(
         self, state: BatchNormState, batch: Moments
     ) -> tuple[Statistics, BatchNormState]:

@@ -24,10 +24,10 @@ class RunningBatchNormState(NamedTuple):
     Attributes:
       mean: `[*features]` running mean, float32 or wider; starts at 0.
       var: `[*features]` running variance, of the same dtype; starts at 1.
-      count: `[]` int32 number of updates; starts at 0.
+      count: `[]` float32 number of updates; starts at 0.
       weight: `[]` number of values behind the statistics, with older ones discounted, of the dtype
         of the mean; starts at 0.
-      examples: `[]` int32 number of examples seen, at most 20.
+      examples: `[]` float32 number of examples seen, at most 20.
     """
 
     mean: jax.Array
@@ -84,7 +84,7 @@ class running_batch_norm(Method[RunningBatchNormState]):
 
     def init_vectors(self, num_features: int | tuple[int, ...]) -> RunningBatchNormState:
         start = batch_norm().init_vectors(num_features)
-        return RunningBatchNormState(*start, jnp.float32(0), jnp.int32(0))
+        return RunningBatchNormState(*start, jnp.float32(0), jnp.float32(0))
 
     def train_vectors(
         self, state: RunningBatchNormState, batch: Moments
@@ -95,7 +95,7 @@ class running_batch_norm(Method[RunningBatchNormState]):
         past = batch._replace(mean=state.mean, var=state.var, count=state.weight * keep)
         present = batch._replace(count=batch.count / groups * (1 - keep))
         mean, var, weight, _ = merge(past, present)
-        seen = jnp.minimum(state.examples + jnp.ceil(batch.examples).astype(jnp.int32), _WARM_UP)
+        seen = jnp.minimum(state.examples + jnp.ceil(batch.examples), _WARM_UP)
         new = RunningBatchNormState(mean, var, state.count + 1, weight, seen)
         return self.infer_vectors(new), new
 

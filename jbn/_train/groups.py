@@ -15,6 +15,7 @@ from jbn._core.layout import Layout, vary_like, with_automatic_axes
 from jbn._core.moments import Moments, gather, merge_rows, save_point, shifted_moments
 from jbn._core.normalize import apply
 from jbn._core.shards import Groups, Shards
+from jbn._core.value import require_positive_integer
 
 
 def require_group_size(group_size: int, index_groups: Groups | None, activation: Any) -> None:
@@ -23,8 +24,7 @@ def require_group_size(group_size: int, index_groups: Groups | None, activation:
     Raises:
       ValueError: `group_size` is not positive, or goes with groups of shards or an activation.
     """
-    if not isinstance(group_size, int) or group_size < 1:
-        raise ValueError(f"group_size={group_size} must be a positive number of examples.")
+    require_positive_integer("group_size", group_size)
     if index_groups is not None or activation is not None:
         other = f"axis_index_groups={index_groups}, activation={activation}"
         raise ValueError(f"group_size={group_size} goes with neither of {other}: choose one.")
@@ -37,8 +37,14 @@ def by_groups(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax
     examples that it holds. The next state is that of the moments of all groups, merged.
 
     Raises:
-      ValueError: x has no axis of examples.
+      ValueError: x has no axis of examples, or their number is symbolic.
     """
+    examples = x.shape[layout.reduced[0]] if layout.reduced else 0
+    if not isinstance(examples, int):
+        raise ValueError(
+            f"x has a symbolic number of examples, {examples}, of which groups of "
+            f"group_size={norm.group_size} cannot be made: export training with a fixed number."
+        )
     if not layout.reduced:
         raise ValueError(
             f"x of shape {x.shape} has no axis of examples for group_size={norm.group_size} to "
@@ -69,7 +75,7 @@ def by_groups(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax
 
 def _batch(parts, layout: Layout) -> Moments:
     mean, var, count = parts
-    return Moments(mean, var, count, count / layout.values_per_example)
+    return Moments(mean, var, count, layout.examples(count))
 
 
 def _cut(array: jax.Array, at: int, size: int) -> jax.Array:

@@ -31,13 +31,13 @@ def in_place(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.
     https://arxiv.org/abs/1712.02616).
     """
     dtype = norm.dtype or x.dtype
-    y, batch = _in_place(x, scale, bias, operands, layout, step, norm.activation, shards, dtype)
+    y, batch = _in_place(x, scale, bias, operands, norm.activation, layout, step, shards, dtype)
     return y, step(operands, batch)[1]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6, 7, 8))
-def _in_place(x, scale, bias, operands, layout, step, activation, shards, dtype):
-    """Returns activation((x - mean) * rstd * scale + bias), and the moments, without gradient."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
+def _in_place(x, scale, bias, operands, activation, layout, step, shards, dtype):
+    """Returns activation((x - mean) * rstd * scale + bias), and the moments."""
     batch = moments_of(x, layout, shards)
     (mean, rstd), _ = step(operands, batch)
     z = affine(x, mean, rstd * scale.astype(rstd.dtype), bias, layout, rstd.dtype)
@@ -45,21 +45,22 @@ def _in_place(x, scale, bias, operands, layout, step, activation, shards, dtype)
 
 
 @_in_place.defjvp
-def _in_place_jvp(step, activation, shards, dtype, primals, tangents):
+def _in_place_jvp(step, shards, dtype, primals, tangents):
     """The tangent, from y alone: dy = slope * (dx * gain + hat * dscale + dbias + ...).
 
     Here hat = (x - mean) * rstd = (z - bias) / scale, and the dots stand for what reaches y through
     the statistics: -dmean * gain + hat * scale * drstd / rstd.
     """
-    _, scale, bias, operands, layout = primals
-    dx, dscale, dbias, (dmethod, _), _ = tangents
-    y, batch = _in_place(*primals, step, activation, shards, dtype)
+    _, scale, bias, operands, activation, layout = primals
+    dx, dscale, dbias, (dmethod, _), dactivation, _ = tangents
+    y, batch = _in_place(*primals, step, shards, dtype)
     # Without the barrier XLA computes both from x again in the backward pass, and saves x for that.
     y, batch = lax.optimization_barrier(y), lax.optimization_barrier(batch)
     y, batch = jax.tree.map(save_point, (y, batch))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def linear(dx, dscale, dbias, dmethod, y, scale, bias, operands, batch, layout):
+    def linear(tangents, y, scale, bias, operands, activation, batch, layout):
+        dx, dscale, dbias, dmethod, dactivation = tangents
         method, state = operands
 
         def statistics(method, batch):
@@ -68,8 +69,9 @@ def _in_place_jvp(step, activation, shards, dtype, primals, tangents):
         mean, rstd = statistics(method, batch)
         scale, bias, dscale, dbias = (v.astype(rstd.dtype) for v in (scale, bias, dscale, dbias))
         wide_scale, wide_bias = layout.expand(scale, bias)
-        hat = layout.where_valid((activation.invert(y) - wide_bias) / wide_scale)
-        dx = layout.where_valid(dx.astype(hat.dtype))
+        z = activation.invert(y)
+        hat = layout.where_valid((z - wide_bias) / wide_scale)
+        dx = layout.where_valid(dx).astype(hat.dtype)
         mean_dx, mean_hat_dx = sums_over_count((dx, hat * dx), batch.count, layout, shards)
         # As x - batch.mean = hat / rstd + (mean - batch.mean).
         dvar = 2 * (mean_hat_dx / rstd + (mean - batch.mean) * mean_dx)
@@ -82,7 +84,10 @@ def _in_place_jvp(step, activation, shards, dtype, primals, tangents):
         gain, dfactor, offset, dbias = layout.expand(gain, dfactor, dbias - dmean * gain, dbias)
         dz = dx * gain + hat * dfactor + offset
         dz = dz if layout.mask is None else jnp.where(layout.mask, dz, dbias)
-        return (dz * activation.slope(y)).astype(y.dtype)
+        dy = dz * activation.slope(y)
+        if jax.tree.leaves(activation):
+            dy += jax.jvp(lambda activation: activation.apply(z), (activation,), (dactivation,))[1]
+        return dy.astype(y.dtype), dbatch
 
-    dy = linear(dx, dscale, dbias, dmethod, y, scale, bias, operands, batch, layout)
-    return (y, batch), (dy, jax.tree.map(jnp.zeros_like, batch))
+    moved = dx, dscale, dbias, dmethod, dactivation
+    return (y, batch), linear(moved, y, scale, bias, operands, activation, batch, layout)
