@@ -90,6 +90,7 @@ class domain_norm(Value):
         domain, known = self._checked(domain)
         if domain.ndim == 0:
             y, new = self.norm.train(params, _row(state, domain), x, mask=mask)
+            state = jax.tree.map(jnp.asarray, state)
             moved = jax.tree.map(lambda rows, row: rows.at[domain].set(row), state, new)
             return _where(known, y), jax.tree.map(partial(jnp.where, known), moved, state)
         layout = Layout.of(x, self.norm.axis, mask)

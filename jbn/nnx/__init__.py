@@ -7,6 +7,7 @@ A model that has Flax's BatchNorm runs on jbn without an edit, by any method:
 
 from jbn.nnx._fold import Folded as Folded
 from jbn.nnx._fold import fold as fold
+from jbn.nnx._load import load_norms as load_norms
 from jbn.nnx._modules import BatchNorm as BatchNorm
 from jbn.nnx._modules import Norm as Norm
 from jbn.nnx._recalibrate import recalibrate as recalibrate
