@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -98,15 +99,23 @@ def test_sharded_jit(norm, kind, spec):
         assert out[0].sharding.is_equivalent_to(place(X).sharding, 3)
 
 
-@pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jit", "eager"])
-def test_hidden_values_are_never_computed_with(norm, jit):
+def test_hidden_values_are_never_computed_with(norm):
     hidden = jnp.where(MASK[..., None], X, np.nan)
     params, state = norm.init(4)
+
+    def run(params, state, x):
+        out = step(norm, params, state, x, DY, MASK)
+        return *out, norm.infer(params, out[1], x, mask=MASK)
+
+    error, out = checkify.checkify(jax.jit(run), checkify.float_checks)(params, state, hidden)
+    error.throw()
+    assert_same(out, alone(norm))
     with jax.debug_nans(True), jax.debug_infs(True):
-        out = jit(functools.partial(step, norm))(params, state, hidden, DY, MASK)
-        y = jit(norm.infer)(params, out[1], hidden, mask=MASK)
-        jax.block_until_ready((out, y))
-    assert_same((*out, y), alone(norm))
+        out = jax.jit(run)(params, state, hidden)
+        eager = norm.train(params, state, hidden, mask=MASK)
+        jax.block_until_ready((out, eager, norm.infer(params, state, hidden, mask=MASK)))
+    assert_same(out, alone(norm))
+    assert_same(eager, alone(norm)[:2])
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,14 @@ class Method(Norm[State]):
     ) -> tuple[jax.Array, State]:
         run = _train if self._traced else _train_once
         mask = None if mask is None else jnp.asarray(mask)
-        return run(self, params, state, jnp.asarray(x), mask)
+        return run(self, params, state, x if isinstance(x, jax.Array) else jnp.asarray(x), mask)
 
     def infer(
         self, params: BatchNormParams, state: State, x: ArrayLike, *, mask: Mask = None
     ) -> jax.Array:
         run = _infer if self._traced else _infer_once
         mask = None if mask is None else jnp.asarray(mask)
-        return run(self, params, state, jnp.asarray(x), mask)
+        return run(self, params, state, x if isinstance(x, jax.Array) else jnp.asarray(x), mask)
 
 
 class Wrapped(Value):

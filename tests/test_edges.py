@@ -1,0 +1,210 @@
+"""Batches at the edges: empty, huge, single; scales of 0."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jbn
+from tests.helpers import data, eight_shards, step
+
+NORMS = [
+    jbn.batch_norm(),
+    jbn.ghost_batch_norm(group_size=4),
+    jbn.inplace_batch_norm(),
+    jbn.batch_renorm(),
+    jbn.running_batch_norm(),
+    jbn.frozen(jbn.batch_norm()),
+]
+every_norm = pytest.mark.parametrize("norm", NORMS, ids=str)
+
+
+@every_norm
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4), (4, 0), (4, 3, 0)])
+def test_an_x_without_elements(norm, shape, masked):
+    """It gives a y without elements, the old state and finite gradients."""
+    params, state = norm.init(shape[-1])
+    x = np.zeros(shape, np.float32)
+    mask = np.ones(shape[:-1], bool) if masked else None
+    y, new, gradients = step(norm, params, state, x, x, mask)
+    assert y.shape == norm.infer(params, state, x, mask=mask).shape == shape
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), gradients)
+
+
+@every_norm
+def test_shards_without_elements(norm):
+    if not isinstance(norm, jbn.frozen):
+        norm = dataclasses.replace(norm, axis_name="d")
+    train = jax.shard_map(
+        norm.train, mesh=eight_shards(), in_specs=(P(), P(), P(None, "d")), out_specs=(P("d"), P())
+    )
+    params, state = norm.init(4)
+    y, new = jax.jit(train)(params, state, np.zeros((0, 24, 4), np.float32))
+    assert y.shape[-1] == 4
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+
+
+def test_moments_of_nothing():
+    batch = jbn.moments(np.zeros((0, 3, 4), np.float32))
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), batch)
+    f = jax.shard_map(
+        lambda x: jbn.moments(x, axis_name="d"),
+        mesh=eight_shards(),
+        in_specs=P(None, "d"),
+        out_specs=P(),
+    )
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), f(np.zeros((0, 24, 4))))
+
+
+@pytest.mark.parametrize("norm", NORMS[:1] + NORMS[3:], ids=str)
+@pytest.mark.parametrize("bias", [0.0, 1.7, -3e-20, 1e30])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_scale_of_zero_gives_the_bias(norm, bias, masked):
+    """To the last bit, as residual branches need that start at 0."""
+    params = jbn.BatchNormParams(jnp.zeros(3), jnp.full(3, bias))
+    state = norm.init(3)[1]
+    x = data((8, 5, 3), mean=100)
+    mask = np.ones((8, 5), bool) if masked else None
+    y, state = norm.train(params, state, x, mask=mask)
+    np.testing.assert_array_equal(y, np.float32(bias))
+    np.testing.assert_array_equal(norm.infer(params, state, x, mask=mask), np.float32(bias))
+
+
+def test_gradients_where_a_scale_of_zero_meets_exact_zeros():
+    """relu(shortcut + y) has its kink where both are 0; half of the shortcut is."""
+    norm, x = jbn.batch_norm(), data((8, 3))
+    params, state = norm.init(3)
+    shortcut = np.maximum(data((8, 3), 1), 0)
+
+    def loss(scale):
+        y, _ = norm.train(params._replace(scale=scale), state, x)
+        return jnp.sum(jax.nn.relu(shortcut + y))
+
+    # jax.nn.relu has the derivative 0 at 0.
+    normalized = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    expected = np.sum(normalized * (shortcut > 0), 0)
+    np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(3)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [1e-30, 1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("bias", [0.0, 1e-20, 1.0, 1e30])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_gains_and_biases_of_any_size(gain, bias, sign):
+    x, one = data((64, 1), mean=2), jnp.ones(1)
+    y = jax.jit(jbn.normalize)(x, 2 * one, sign * gain * one, bias * one)
+    expected = (x.astype(np.float64) - 2) * sign * np.float32(gain) + np.float32(bias)
+    size = (np.abs(x, dtype=np.float64) + 2) * gain + bias
+    assert np.max(np.abs(y - expected) / size) < 2e-7
+
+
+def test_a_finite_batch_never_poisons_the_state():
+    """A variance that overflows is no reason to keep an infinity."""
+    running = jbn.running_batch_norm()
+    params, state = running.init(1)
+    state = running.train(params, state, data((8, 1)))[1]
+    new = running.train(params, state, np.full((8, 1), 1e20, np.float32))[1]
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    assert np.isfinite(running.train(params, new, data((8, 1), 1))[1].var).all()
+
+
+def test_wide_values_do_not_poison_a_narrow_state(x64):
+    norm = jbn.batch_norm()
+    params, state = norm.init(1)
+    x = np.array([[1e30], [-1e30]])
+    y, new = norm.train(params, state, x)
+    np.testing.assert_allclose(y, [[1], [-1]])
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99999999, 1.0])
+def test_a_corrected_decay_at_its_limits(decay):
+    norm = jbn.batch_norm(decay=jbn.corrected_decay(decay))
+    params, state = norm.init(1)
+    batches = [data((8, 1), seed, mean=seed) for seed in range(4)]
+    for x in batches:
+        state = norm.train(params, state, x)[1]
+    weights = decay ** np.arange(3, -1, -1)
+    expected = np.average([x.mean() for x in batches], weights=weights)
+    np.testing.assert_allclose(state.mean, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, "0.9", None, True])
+def test_a_corrected_decay_out_of_range(decay):
+    with pytest.raises(ValueError, match=r"decay=.* must be in \[0, 1\]"):
+        jbn.corrected_decay(decay)
+
+
+def test_frozen_norms_take_one_example_and_no_axis_name():
+    norm = jbn.frozen(jbn.batch_norm(axis_name="d"))
+    params, state = norm.init(3)
+    y, new = norm.train(params, state, data((1, 3)))
+    np.testing.assert_array_equal(y, norm.infer(params, state, data((1, 3))))
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+
+
+def test_adapting_norms_take_one_example_and_no_axis_name():
+    alone, named = jbn.batch_norm(), jbn.batch_norm(axis_name="d")
+    params, state = alone.init(3)
+    with jbn.adapting(num_source=4):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            named.train(params, state, data((1, 3))),
+            alone.train(params, state, data((1, 3))),
+        )
+
+
+def test_groups_adapt_together():
+    grouped, whole = jbn.ghost_batch_norm(group_size=2), jbn.batch_norm()
+    params, state = whole.init(3)
+    x = data((8, 3), mean=4)
+    with jbn.adapting(num_source=4):
+        y, new = grouped.train(params, state, x)
+        jax.tree.map(np.testing.assert_array_equal, (y, new), whole.train(params, state, x))
+    np.testing.assert_allclose(y, whole.infer(params, new, x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("use_running", [True, False])
+@pytest.mark.parametrize("update", [True, False])
+def test_adapting_does_not_reach_frozen_norms(use_running, update):
+    norm = jbn.frozen(jbn.batch_norm(), use_running=use_running, update=update)
+    params, state = norm.init(3)
+    outside = norm.train(params, state, data((8, 3)))
+    with jbn.adapting(num_source=4):
+        inside = norm.train(params, state, data((8, 3)))
+    jax.tree.map(np.testing.assert_array_equal, inside, outside)
+
+
+@every_norm
+def test_no_update(norm):
+    params, state = norm.init(3)
+    x = data((8, 3), mean=2)
+    y, moved = norm.train(params, state, x)
+    with jbn.no_update():
+        same, kept = jax.jit(norm.train)(params, state, x)
+        gradient = jax.grad(lambda x: jnp.sum(norm.train(params, state, x)[0] ** 3))(x)
+    np.testing.assert_allclose(same, y, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    assert isinstance(norm, jbn.frozen) or moved.count == 1
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("domain", [-1, 2, 5])
+def test_a_traced_domain_out_of_range_moves_nothing(domain):
+    norm = jbn.domain_norm(jbn.batch_norm(), 2)
+    params, state = norm.init(3)
+    x = data((4, 3))
+    y, new = jax.jit(norm.train)(params, state, x, domain)
+    np.testing.assert_array_equal(y, 0)
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    np.testing.assert_array_equal(jax.jit(norm.infer)(params, state, x, domain), 0)
+    y, new = norm.train(params, state, x, np.full(4, domain))
+    np.testing.assert_array_equal(y, 0)
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    for known in (domain, np.int32(domain), jnp.int32(domain)):
+        with pytest.raises(ValueError, match=f"domain={domain} must be from 0 to 1"):
+            norm.infer(params, state, x, known)
