@@ -276,9 +276,9 @@ class Layer(nn.Module):
         ("layer used twice", "'Dense_0' or its kernel is used elsewhere"),
         ("kernel used elsewhere", "'Dense_0' or its kernel is used elsewhere"),
         ("masked", "with a mask"),
-        ("another axis", "not fit the features of 'Conv_0'"),
-        ("flax on another axis", "not fit the features of 'Conv_0'"),
-        ("stacked", "not fit the features of 'ScanLayer_0/Dense_0'"),
+        ("another axis", r"normalizes axes \(1,\)"),
+        ("flax on another axis", r"normalizes axes \(1,\)"),
+        ("stacked", "not fold into 'ScanLayer_0/Dense_0'"),
     ],
 )
 def test_what_is_not_foldable_is_refused_or_kept(case, words):
