@@ -108,9 +108,8 @@ def _replaced(path: str, old: Any, norm: jbn.Norm | None, types: tuple[type, ...
         options: Any = {name: getattr(old, name) for name in _SHARED_FIELDS}
         new = BatchNorm(old.num_features, rngs=nnx.Rngs(0), **options)
     else:
-        require_same_axis(
-            path, per_domain(old.norm).axis if hasattr(old, "norm") else old.axis, norm
-        )
+        axis = per_domain(old.norm).axis if isinstance(old, Norm | DomainNorm) else old.axis
+        require_same_axis(path, axis, norm)
         mode: Any = {"use_running_average": old.use_running_average}
         if isinstance(old, DomainNorm):
             new = DomainNorm(dataclasses.replace(old.norm, norm=norm), old.num_features, **mode)
@@ -122,7 +121,8 @@ def _replaced(path: str, old: Any, norm: jbn.Norm | None, types: tuple[type, ...
         if getattr(old, name, None) is not None and isinstance(value, nnx.Variable):
             setattr(new, name, getattr(old, name))
         elif isinstance(value, nnx.BatchStat):
-            value[...] = stack_like(old.mean[...], feature_shape, value[...])
+            stacked = stack_like(old.mean[...], feature_shape, value[...])
+            setattr(new, name, nnx.BatchStat(stacked))
     return new
 
 
