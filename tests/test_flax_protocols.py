@@ -329,6 +329,31 @@ def test_a_norm_of_a_population_is_a_norm_of_a_module():
     assert_close(updates["batch_stats"]["mean"], 0.25 * X.mean((0, 1)))
 
 
+def test_nnx_modules_may_be_made_by_a_map_over_an_option():
+    decays = np.array([0.5, 0.75], np.float32)
+    modules: Any = nnx.vmap(lambda decay: jbn.nnx.Norm(jbn.batch_norm(decay=decay), 3))(decays)
+    nnx.vmap(lambda module, x: module(x), in_axes=(0, None))(modules, X)
+    assert_close(modules.mean[...], (1 - decays[:, None]) * X.mean((0, 1)))
+
+
+def test_all_variables_may_be_differentiated():
+    module = jbn.linen.Norm(COUNTING, use_running_average=False)
+    variables = linen_init(module)
+    grads = jax.grad(lambda v: jnp.sum(module.apply(v, X, mutable=True)[0] ** 3))(variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, variables)
+    assert not any(map(np.any, jax.tree.leaves(grads["batch_stats"])))
+
+
+def test_each_domain_is_recalibrated():
+    module, _ = nnx_modules()["DomainNorm"]
+    batches = [(X, DOMAIN), (2 * X, 1)]
+    drift = jbn.nnx.recalibrate(module, batches, lambda module, batch: module(*batch))
+    first, second = X[DOMAIN == 0], np.concatenate([X[DOMAIN == 1], 2 * X])
+    assert_close(module.mean[...], np.stack([x.mean((0, 1)) for x in (first, second)]))
+    assert_close(module.var[...], np.stack([x.var((0, 1)) for x in (first, second)]))
+    np.testing.assert_array_equal(drift[""].count[:, 0], [12, 36])
+
+
 def test_flaxs_bytes_load():
     variables = trained(linen_init(nn.BatchNorm()))
     module = jbn.linen.Norm(NORM)

@@ -142,7 +142,7 @@ def _with_count_0(path: str, node: Any) -> Any:
     # does where layers or models are stacked.
     fields = _fields(node)
     like = fields.get("count", fields["mean"])
-    return _with(node, count=jnp.zeros(like.shape, jnp.int32))
+    return _with(node, count=jnp.zeros(like.shape, jnp.float32))
 
 
 def _replaced(node: Any, exact: Moments) -> Any:

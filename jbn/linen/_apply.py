@@ -6,8 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jbn._core.layout import Mask
-from jbn._flax.fields import stored_fields
+from jbn._core.layout import Layout, Mask
+from jbn._flax.fields import per_domain, stored_fields
 from jbn._norms.domain import domain_norm
 from jbn._norms.no_update import updates_statistics
 from jbn._norms.norm import BatchNormParams, Norm
@@ -17,21 +17,31 @@ def apply(
     module: Any,
     norm: Norm | domain_norm,
     params: BatchNormParams,
-    feature_shape: tuple[int, ...],
+    start: Any,
     x: jax.Array,
     *domain: Any,
     use_running_average: bool | None,
     mask: Mask,
 ) -> jax.Array:
-    """Applies a norm to `x`; its state lies in the collection `batch_stats` of the module."""
+    """Applies a norm to `x`; its state lies in the collection `batch_stats` of the module.
+
+    Args:
+      module: with the field `use_running_average`.
+      norm: any norm.
+      params: of the norm.
+      start: the state of the norm before any batch.
+      x: the input.
+      *domain: the domain, if the norm has domains.
+      use_running_average: as in the calls of the modules.
+      mask: likewise.
+    """
     norm_call: Any = norm
-    start = norm.init(num_features(feature_shape))[1]
     variables = _variables(module, norm, start)
     state = start._replace(**{name: variable.value for name, variable in variables.items()})
     infer = nn.merge_param("use_running_average", module.use_running_average, use_running_average)
     # Models are often initialized with one example, by which nothing can be normalized, and
     # outside of the map that binds an axis name.
-    single = x.size == math.prod(feature_shape)
+    single = x.size == math.prod(Layout.of(x, per_domain(norm).axis).feature_shape)
     if infer or (module.is_initializing() and single):
         return norm_call.infer(params, state, x, *domain, mask=mask)
     try:

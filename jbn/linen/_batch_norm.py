@@ -99,11 +99,12 @@ def apply_batch_norm(
 
     scale = param("scale", module.use_scale, module.scale_init)
     params = BatchNormParams(scale, param("bias", module.use_bias, module.bias_init))
-    if norm is None:
-        norm = norm_from_fields(module, params, x)
-    else:
+    by_fields = norm is None
+    norm = norm_from_fields(module, params, x) if by_fields else norm
+    wanted, start = norm.init(num_features(shape))
+    if not by_fields:
         require_same_axis(path_of(module), module.axis, norm, floating.ndim)
-        require_same_params(path_of(module), params, norm.init(num_features(shape))[0])
+        require_same_params(path_of(module), params, wanted)
     return apply(
-        module, norm, params, shape, floating, use_running_average=use_running_average, mask=mask
+        module, norm, params, start, floating, use_running_average=use_running_average, mask=mask
     )

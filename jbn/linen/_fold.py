@@ -41,8 +41,8 @@ def fold(
 ) -> Folded:
     """Folds the norms of a model into the linear layers that feed them.
 
-    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`, the norms those of `jbn.linen` and
-    `nn.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`, the norms `Norm` and `BatchNorm`
+    of `jbn.linen` and `nn.BatchNorm`. The model is traced, not run, to find the layer of each norm.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> x = jnp.ones((8, 3))

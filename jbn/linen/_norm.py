@@ -157,7 +157,7 @@ def _apply(module: Any, own: Any, other: Any, x: ArrayLike, *domain: ArrayLike, 
         shape = Layout.of(x, per_domain(own).axis).feature_shape
     elif isinstance(shape, int):
         shape = (shape,)
-    params, _ = own.init(num_features(shape))
+    params, start = own.init(num_features(shape))
     initializers = {"scale": module.scale_init, "bias": module.bias_init}
     for name, value in params._asdict().items():
         if value is not None:
@@ -166,7 +166,9 @@ def _apply(module: Any, own: Any, other: Any, x: ArrayLike, *domain: ArrayLike, 
             )
             variable = module.param(name, init, value.shape, module.param_dtype)
             params = params._replace(**{name: variable})
-    if other is not None:
-        require_same_axis(path_of(module), per_domain(own).axis, other, x.ndim)
-        require_same_params(path_of(module), params, other.init(num_features(shape))[0])
-    return apply(module, other or own, params, shape, x, *domain, **options)
+    if other is None:
+        return apply(module, own, params, start, x, *domain, **options)
+    require_same_axis(path_of(module), per_domain(own).axis, other, x.ndim)
+    wanted, start = other.init(num_features(shape))
+    require_same_params(path_of(module), params, wanted)
+    return apply(module, other, params, start, x, *domain, **options)

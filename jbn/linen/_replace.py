@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections import defaultdict
+import functools
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
@@ -28,9 +28,15 @@ _OURS = {
     _function(Norm): apply_norm,
     _function(DomainNorm): apply_domain_norm,
 }
-_found_before: defaultdict[Hashable, set[type]] = defaultdict(set)
-"""The types of norms that were called in a context, by its key. Where equal contexts share a
-compiled function, no module is called in the later ones."""
+
+
+@functools.lru_cache(1024)
+def _found_before(key: Hashable) -> set[type]:
+    """The types of norms that were called in contexts with a key, to be added to.
+
+    Where equal contexts share a compiled function, no module is called in the later ones.
+    """
+    return set()
 
 
 @contextlib.contextmanager
@@ -84,7 +90,7 @@ def replace_batch_norm(
     if norm is not None:
         replacements |= _OURS
     key = ("jbn", _hashable(norm), where, types)
-    called, replaced, found = set(), {}, _found_before[key]
+    called, replaced, found = set(), {}, _found_before(key)
 
     def run(context, call, *args, **kwargs):
         module, function = context.module, context.orig_method.func

@@ -37,8 +37,9 @@ class Folded(NamedTuple, Generic[Model]):
 def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded[Model]:
     """Folds the norms of a model into the linear layers that feed them.
 
-    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`, the norms those of `jbn.nnx`
-    and `nnx.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`, the norms `Norm` and
+    `BatchNorm` of `jbn.nnx` and `nnx.BatchNorm`. The model is traced, not run, to find the layer of
+    each norm.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx

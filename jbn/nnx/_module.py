@@ -101,9 +101,10 @@ class NormModule(ModeModule):
         return BatchNormParams(*(value if value is None else value[...] for value in values))
 
 
-def settled(norm: Any) -> Any:
-    """Returns a norm with numbers for its options that are arrays, so that it is hashable."""
-    return dataclasses.replace(norm)
+def attribute(norm: Any) -> Any:
+    """Returns a norm as an attribute of a module: static, or data if options of it are traced."""
+    norm = dataclasses.replace(norm)  # Arrays among its options become numbers.
+    return nnx.data(norm) if jax.tree.leaves(norm) else norm
 
 
 def modules_by_path(model: Any) -> dict[str, Any]:

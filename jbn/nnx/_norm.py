@@ -12,7 +12,7 @@ from jbn._core.layout import Mask
 from jbn._flax.fields import as_floating, require_domain_norm, require_module_norm
 from jbn._norms.domain import domain_norm
 from jbn._norms.norm import Norm as NormValue
-from jbn.nnx._module import NO_METADATA, Metadata, NormModule, settled
+from jbn.nnx._module import NO_METADATA, Metadata, NormModule, attribute
 
 AnyNorm = TypeVar("AnyNorm", NormValue, domain_norm)
 
@@ -36,7 +36,7 @@ class _Wrapping(NormModule, Generic[AnyNorm]):
         scale_metadata: Metadata = NO_METADATA,
     ):
         self._require(norm)
-        self.norm = settled(norm)
+        self.norm = attribute(norm)
         self.num_features = num_features
         self.use_running_average = use_running_average
         self._make_variables(
@@ -127,7 +127,7 @@ class DomainNorm(_Wrapping[domain_norm]):
         scale_metadata: Metadata = NO_METADATA,
     ):
         require_domain_norm(norm)
-        self.norm = settled(norm)
+        self.norm = attribute(norm)
         self.num_features = num_features
         self.use_running_average = use_running_average
         self._make_variables(
