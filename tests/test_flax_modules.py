@@ -1,5 +1,6 @@
 """The Linen and NNX modules against Flax's own, and any `jbn.Norm` within them."""
 
+import inspect
 from typing import Any
 
 import chex
@@ -98,6 +99,16 @@ def test_linen_variables_are_those_of_flax(axis, use_scale):
 
 def test_linen_fields_and_defaults_are_those_of_flax():
     ours, flaxs = (m.__dataclass_fields__ for m in (jbn.linen.BatchNorm, nn.BatchNorm))
+    assert list(ours) == list(flaxs)
+    for name in set(ours) - {"bias_init", "scale_init"}:
+        assert ours[name].default == flaxs[name].default, name
+
+
+def test_nnx_arguments_are_those_of_flax_but_for_promote_dtype():
+    ours, flaxs = (
+        dict(inspect.signature(m.__init__).parameters) for m in (jbn.nnx.BatchNorm, nnx.BatchNorm)
+    )
+    flaxs.pop("promote_dtype")
     assert list(ours) == list(flaxs)
     for name in set(ours) - {"bias_init", "scale_init"}:
         assert ours[name].default == flaxs[name].default, name

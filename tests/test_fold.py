@@ -338,6 +338,12 @@ def test_folding_uses_the_norm_that_replaces():
         folded = jbn.linen.fold(model, variables, X)
         wanted = model.apply(variables, X)
     assert_close(folded.apply(folded.variables, X), wanted)
+    # The activation of a norm that does not run is not applied.
+    inplace = jbn.linen.Norm(jbn.inplace_batch_norm(), use_running_average=True)
+    model = nn.Sequential([nn.Dense(5), inplace])
+    with jbn.linen.replace_batch_norm(jbn.batch_norm(epsilon=0.5)):
+        folded = jbn.linen.fold(model, variables, X)
+    assert_close(folded.apply(folded.variables, X), wanted)
 
 
 def test_an_output_in_bfloat16_does_not_round_what_is_folded():

@@ -12,7 +12,7 @@ import jbn
 from jbn._flax import fold_trace
 from jbn.linen._apply import path_of
 from jbn.linen._batch_norm import BatchNorm
-from jbn.linen._intercept import intercept_calls
+from jbn.linen._intercept import intercept_calls, intercepted
 from jbn.linen._norm import Norm
 
 _LAYERS = (nn.Conv, nn.ConvTranspose, nn.Dense)
@@ -66,6 +66,7 @@ def fold(
     variables = nn.unbox(variables)
     layers: dict[str, nn.Module] = {}
     calls: dict[str, fold_trace.Call] = {}
+    replaced = intercepted()  # Then another norm runs than that of the module.
 
     def call_layer(name, module, call, *args, **kwargs):
         layers[name] = module
@@ -74,11 +75,12 @@ def fold(
     def call_norm(name, module, call, x, use_running_average=None, *, mask=None):
         fold_trace.require_inference(name, module, use_running_average)
         y = call(fold_trace.mark(x, "norm", name), use_running_average, mask=mask)
-        if isinstance(module, Norm):
-            linear, activation = fold_trace.linear_part(module.norm)
-            wide: dict[str, Any] = {"norm": linear}
-        else:  # Without a dtype, y has that of the kernel.
-            wide, activation = {"dtype": None}, None
+        wide: dict[str, Any] = {}
+        activation = None
+        if hasattr(module, "dtype"):
+            wide["dtype"] = None  # Then y has that of the kernel.
+        elif not replaced:
+            wide["norm"], activation = fold_trace.linear_part(module.norm)
         norm = module.clone(parent=None, use_running_average=True, **wide)
         calls[name] = fold_trace.Call.of(norm, y, mask is not None, activation)
         return y

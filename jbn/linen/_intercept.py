@@ -30,12 +30,17 @@ def intercept_calls(intercept: Intercept, key: Hashable) -> Iterator[None]:
       intercept: what runs instead.
       key: what tells the function from others, for the caches of `jax.jit`.
     """
-    outermost = not _entries.value
+    outermost = not intercepted()
     with (
         _entries((*_entries.value, _Entry(key, intercept))),
         nn.intercept_methods(_dispatch) if outermost else contextlib.nullcontext(),
     ):
         yield
+
+
+def intercepted() -> bool:
+    """Returns whether other functions than the modules' own may run here."""
+    return bool(_entries.value)
 
 
 def _dispatch(call, args, kwargs, context) -> Any:

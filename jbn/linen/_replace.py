@@ -18,7 +18,7 @@ from jbn.linen._norm import DomainNorm, Norm, apply_domain_norm, apply_norm
 
 
 def _function(kind: Any) -> Any:
-    """The `__call__` of a type of modules, as interceptors see it."""
+    """The `__call__` of a type of modules as interceptors see it, without Flax's wrapper."""
     return kind.__call__.__wrapped__
 
 
@@ -50,7 +50,8 @@ def replace_batch_norm(
 
     This is a context manager. Every call of the model, in training and in inference, belongs
     inside: outside, the model is Flax's again. Functions that were jitted outside are traced again
-    inside, and the other way round; equal norms share a trace. A context holds for its own thread.
+    inside, and the other way round; equal norms share a trace. Other threads do
+    not see the context.
 
     Subclasses of Flax's BatchNorm are replaced where they call Flax's `__call__`. If a norm is
     given, it replaces that of jbn's own modules, too, and that of each domain of a `DomainNorm`.
@@ -81,7 +82,7 @@ def replace_batch_norm(
       ValueError: from the model, if the module has a scale or bias and the norm has none, or the
         other way round, if their axes differ, or if a subclass of Flax's BatchNorm has a `__call__`
         of its own that does not call Flax's; name it in `types`. At the end, if modules were called
-        and none was replaced, in this context or in an equal one.
+        and none was a norm to replace, in this context and in equal ones before it.
     """
     if norm is not None:
         require_module_norm(norm)
