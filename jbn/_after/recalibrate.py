@@ -119,6 +119,8 @@ def recalibrate(
 class _Recording(Wrapped):
     """A method that remembers the moments of the batch in place of its next state."""
 
+    remembers_single_values = True
+
     def train_vectors(self, state, batch):
         statistics, _ = super().train_vectors(state, batch)
         return statistics, state._replace(mean=batch.mean, var=batch.var, count=batch.count)

@@ -108,6 +108,7 @@ def _away_from_zero(gain, bias):
     and y is the bias exactly for a scale of 0. Without a bias, any gain will do.
     """
     form = jnp.finfo(gain.dtype)
+    bias = bias + jnp.zeros_like(gain)  # With the sharding of both.
     least = jnp.maximum(jnp.abs(bias) * float(form.eps) ** 4, jnp.asarray(form.tiny, gain.dtype))
     least = jnp.where(bias == 0, jnp.zeros_like(bias), least)
     return jnp.where(jnp.abs(gain) < least, least, gain)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.layout import Axes, Layout, Mask
@@ -87,6 +88,8 @@ class Method(Norm[State]):
 
     takes_single_values = False
     """Whether a batch of one value per feature, whose variance is 0, is enough for training."""
+    remembers_single_values = False
+    """Whether such a batch moves the state although it does not normalize."""
     like_inference = False
     """Whether training needs neither an axis name nor groups, as inference does."""
 
@@ -157,6 +160,7 @@ class Wrapped(Value):
     method: "Method | Wrapped" = dataclasses.field(kw_only=False)
 
     reaches_frozen = True
+    remembers_single_values = False
 
     @property
     def takes_single_values(self) -> bool:
@@ -247,22 +251,20 @@ def _step(operands, batch: Moments, masked: bool) -> tuple[Statistics, Any]:
     method, old = operands
     state = promote(old, batch)
     statistics, new = method.train_vectors(state, batch)
-    good = has_variance(method, batch)
+    good = batch.count > (0 if method.takes_single_values else 1)
     if masked:
         valid = partial(jnp.where, good)
         statistics = jax.tree.map(valid, statistics, method.infer_vectors(state))
+    if method.remembers_single_values:
+        good = batch.count > 0
     return statistics, accept(old, batch, new, good)
-
-
-def has_variance(method: Any, batch: Moments) -> jax.Array:
-    """Returns whether a batch holds enough values: two of each feature, or one where it will do."""
-    return batch.count > (0 if method.takes_single_values else 1)
 
 
 def promote(state: Any, batch: Moments) -> Any:
     """Returns the state in its own or the batch's dtype, the wider of the two; no gradient."""
     wide = np.result_type(state.mean.dtype, batch.mean.dtype)
-    return lax.stop_gradient(jax.tree.map(partial(lax.convert_element_type, new_dtype=wide), state))
+    state = jax.tree.map(partial(lax.convert_element_type, new_dtype=wide), state)
+    return lax.stop_gradient(_shard_like(state, batch.mean))
 
 
 def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
@@ -271,9 +273,29 @@ def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
     A batch is bad if it is not `good`, or if its statistics or the new state are not finite.
     """
     new = jax.tree.map(jnp.astype, new, jax.tree.map(jnp.result_type, state))
+    new = _shard_like(new, state)
     for leaf in (batch.mean, batch.var, *jax.tree.leaves(new)):
         good &= jnp.all(jnp.isfinite(leaf))
     return lax.stop_gradient(jax.tree.map(partial(jnp.where, good), new, state))
+
+
+def _shard_like(state: Any, like: Any) -> Any:
+    """Returns vectors with the shardings of others, which explicit mesh axes would not mix.
+
+    Args:
+      state: a pytree of arrays, with a field `mean`.
+      like: an array of its shape, or a pytree of the structure of `state`.
+    """
+    if AxisType.Explicit not in jax.typeof(state.mean).sharding.mesh.axis_types:
+        return state
+
+    def reshard(vector, like):
+        same = vector.shape == like.shape
+        return jax.sharding.reshard(vector, jax.typeof(like).sharding) if same else vector
+
+    if isinstance(like, jax.Array):
+        return jax.tree.map(lambda vector: reshard(vector, like), state)
+    return jax.tree.map(reshard, state, like)
 
 
 def _require_two_values(norm, x, layout, num_shards) -> None:

@@ -31,6 +31,14 @@ def in_place(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.
     https://arxiv.org/abs/1712.02616).
     """
     dtype = norm.dtype or x.dtype
+    # A decay may be a function that closes over traced values, which a derivative rule may not.
+    batch = jax.eval_shape(lambda x, layout: moments_of(x, layout, shards), x, layout)
+    converted, closed_over = jax.closure_convert(step, operands, batch)
+
+    def step(operands, batch):
+        return converted(operands[:2], batch, *operands[2])
+
+    operands = *operands, closed_over
     y, batch = _in_place(x, scale, bias, operands, norm.activation, layout, step, shards, dtype)
     return y, step(operands, batch)[1]
 
@@ -52,7 +60,7 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
     the statistics: -dmean * gain + hat * scale * drstd / rstd.
     """
     _, scale, bias, operands, activation, layout = primals
-    dx, dscale, dbias, (dmethod, _), dactivation, _ = tangents
+    dx, dscale, dbias, (dmethod, _, dclosed), dactivation, _ = tangents
     y, batch = _in_place(*primals, step, shards, dtype)
     # Without the barrier XLA computes both from x again in the backward pass, and saves x for that.
     y, batch = lax.optimization_barrier(y), lax.optimization_barrier(batch)
@@ -60,13 +68,13 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(tangents, y, scale, bias, operands, activation, batch, layout):
-        dx, dscale, dbias, dmethod, dactivation = tangents
-        method, state = operands
+        dx, dscale, dbias, dmethod, dclosed, dactivation = tangents
+        method, state, closed_over = operands
 
-        def statistics(method, batch):
-            return step((method, state), batch)[0]
+        def statistics(method, closed_over, batch):
+            return step((method, state, closed_over), batch)[0]
 
-        mean, rstd = statistics(method, batch)
+        mean, rstd = statistics(method, closed_over, batch)
         scale, bias, dscale, dbias = (v.astype(rstd.dtype) for v in (scale, bias, dscale, dbias))
         wide_scale, wide_bias = layout.expand(scale, bias)
         z = activation.invert(y)
@@ -77,7 +85,8 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
         dvar = 2 * (mean_hat_dx / rstd + (mean - batch.mean) * mean_dx)
         zero = jnp.zeros_like(batch.count)
         dbatch = Moments(mean_dx, dvar, zero, zero)
-        _, (dmean, drstd) = jax.jvp(statistics, (method, batch), (dmethod, dbatch))
+        options = (method, closed_over, batch), (dmethod, dclosed, dbatch)
+        _, (dmean, drstd) = jax.jvp(statistics, *options)
         dfactor = scale * drstd / rstd + dscale
         dmean, dfactor, dbias = vary_like((dmean, dfactor, dbias), y)
         gain = rstd * scale
@@ -89,5 +98,5 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
             dy += jax.jvp(lambda activation: activation.apply(z), (activation,), (dactivation,))[1]
         return dy.astype(y.dtype), dbatch
 
-    moved = dx, dscale, dbias, dmethod, dactivation
+    moved = dx, dscale, dbias, dmethod, dclosed, dactivation
     return (y, batch), linear(moved, y, scale, bias, operands, activation, batch, layout)
