@@ -91,7 +91,7 @@ def test_missing_statistics_are_flaxs_error():
 
 
 @each_kind
-@pytest.mark.parametrize("shape", [(6,), (6, 4), (6, 1), (6, 4, 1), (1, 4, 1)])
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (1, 4, 1)])
 @pytest.mark.parametrize("train", [False, True])
 def test_masks_hide_nan_by_one_rule_in_both_front_ends(kind, shape, train):
     mask = data(shape) > -0.5

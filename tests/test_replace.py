@@ -375,6 +375,11 @@ class NnxOwn(nnx.BatchNorm):
         return 0 * x
 
 
+class NnxOwnOfOurs(jbn.nnx.BatchNorm):
+    def __call__(self, x, use_running_average=None, *, mask=None):
+        return 0 * super().__call__(x)
+
+
 class NnxCopy(nnx.Module):
     def __init__(self, num_features, rngs):
         vars(self).update(vars(nnx.BatchNorm(num_features, rngs=rngs)))
@@ -409,6 +414,7 @@ def test_nnx_replaces_every_kind_of_norm(kind, options):
     ("kind", "options", "words"),
     [
         (NnxOwn, {}, r"'0' of type NnxOwn has a __call__ of its own: pass types=\(NnxOwn,\)"),
+        (NnxOwnOfOurs, {}, r"'0' of type NnxOwnOfOurs has a __call__ of its own"),
         (NnxCopy, {}, "no batch norm was replaced"),
         (nnx.BatchNorm, {"where": lambda path: path == "1"}, "no batch norm was replaced"),
         (functools.partial(nnx.BatchNorm, axis=1), {}, "axis=1 and the norm on axis=-1"),

@@ -20,6 +20,7 @@ from jbn.nnx._module import NormModule, modules_by_path
 from jbn.nnx._norm import DomainNorm, Norm
 
 Model = TypeVar("Model")
+_REPLACEABLE = (nnx.BatchNorm, BatchNorm, Norm, DomainNorm)
 _SHARED_FIELDS = (
     *("use_running_average", "axis", "momentum", "epsilon", "dtype", "param_dtype", "use_bias"),
     *("use_scale", "axis_name", "axis_index_groups"),
@@ -69,20 +70,21 @@ def replace_batch_norm(
     Raises:
       TypeError: `norm` is not a `jbn.Norm`.
       ValueError: a module has a scale or bias and the norm has none, or the other way round; their
-        axes differ; a subclass of `nnx.BatchNorm` has a `__call__` of its own and is not in
-        `types`; or the model has no module to replace.
+        axes differ; a subclass of a BatchNorm has a `__call__` of its own and is not in `types`; or
+        the model has no module to replace.
     """
     if norm is not None:
         require_module_norm(norm)
-    replaced: dict[int, Any] = {}  # A module that is shared stays shared.
+    # A module that is shared stays shared. The old ones are kept, so that ids stay theirs.
+    replaced: dict[int, tuple[Any, Any]] = {}
 
     def replace(path, node):
         name = "/".join(map(str, path))
-        if not (isinstance(node, (nnx.BatchNorm, NormModule, *types)) and where(name)):
+        if not (isinstance(node, (*_REPLACEABLE, *types)) and where(name)):
             return node
         if id(node) not in replaced:
-            replaced[id(node)] = _replaced(name, node, norm, types)
-        return replaced[id(node)]
+            replaced[id(node)] = node, _replaced(name, node, norm, types)
+        return replaced[id(node)][1]
 
     model = nnx.recursive_map(replace, nnx.clone(model))
     if not replaced:
@@ -98,8 +100,8 @@ def _replaced(path: str, old: Any, norm: jbn.Norm | None, types: tuple[type, ...
     new: Any
     if norm is None and isinstance(old, NormModule):
         return old
-    own_call = type(old).__call__ is not nnx.BatchNorm.__call__
-    if isinstance(old, nnx.BatchNorm) and own_call and not isinstance(old, types):
+    known = any(type(old).__call__ is kind.__call__ for kind in _REPLACEABLE)
+    if not (known or isinstance(old, types)):
         raise ValueError(
             f"layer {path!r} of type {type(old).__name__} has a __call__ of its own: pass "
             f"types=({type(old).__name__},) to replace it, or leave it out by `where`."
