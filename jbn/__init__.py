@@ -7,8 +7,8 @@
 
 Other norms with the same functions are `ghost_batch_norm`, `inplace_batch_norm`, `batch_renorm` and
 `running_batch_norm`; `frozen` and `domain_norm` wrap a norm, and `Method` is the base class for a
-norm of your own. `recalibrate`, `adapt` and `fold` follow after training. The building blocks are
-`moments`, `merge`, `normalize` and `update`.
+norm of your own. `recalibrate`, `adapt`, `fold` and `merge_states` follow after training. The
+building blocks are `moments`, `merge`, `normalize` and `update`.
 
 `jbn.linen` and `jbn.nnx` hold Flax modules, `jbn.activations` the activations of in-place norms,
 `jbn.convert` readers and writers for weights of other libraries, and `jbn.testing` laws for norms.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from jbn._after.adapt import adapt as adapt
 from jbn._after.adapt import adapting as adapting
 from jbn._after.fold import fold as fold
+from jbn._after.merge_states import merge_states as merge_states
 from jbn._after.recalibrate import Drift as Drift
 from jbn._after.recalibrate import recalibrate as recalibrate
 from jbn._core.moments import Moments as Moments

@@ -6,6 +6,9 @@ One call in a test checks a norm against all laws:
         jbn.testing.check_norm(lambda **options: my_norm(decay=0.9, **options))
 """
 
+import inspect
+import io
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jbn._norms.norm import Norm
 
@@ -72,29 +76,58 @@ def assert_replicated(tree: Any) -> None:
 
 def jit_equals_eager(make: Callable[..., Norm]) -> None:
     """A step gives the same values, state and gradients under `jax.jit` and without."""
-    _assert_close(jax.jit(_step(make()))(*_inputs(make())), _step(make())(*_inputs(make())))
+    norm = make()
+    _assert_close(_step(norm, *_inputs(norm)), _eager_step(norm, *_inputs(norm)))
 
 
 def forward_equals_reverse(make: Callable[..., Norm]) -> None:
     """A directional derivative is the same in forward and in reverse mode."""
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
-
-    def f(params, x):
-        return norm.train(params, state, x, mask=mask)[0]
-
     directions = jax.tree.map(jnp.cos, (params, x))
-    _, forward = jax.jvp(f, (params, x), directions)
-    pulled = jax.vjp(f, params, x)[1](dy)
-    products = jax.tree.map(jnp.vdot, pulled, directions)
-    reverse = sum(jax.tree.leaves(products), start=jnp.float32(0))
-    np.testing.assert_allclose(jnp.vdot(forward, dy), reverse, rtol=1e-4, atol=1e-4)
+
+    @jax.jit
+    def forward(params, x):
+        return jax.jvp(lambda p, x: norm.train(p, state, x, mask=mask)[0], (params, x), directions)
+
+    _, _, gradients = _step(norm, params, state, x, dy, mask)
+    dy_along = jnp.vdot(forward(params, x)[1], dy)
+    np.testing.assert_allclose(dy_along, _dot(gradients, directions), rtol=1e-4, atol=1e-4)
+
+
+def second_derivatives_agree(make: Callable[..., Norm]) -> None:
+    """Products with the Hessian are the same in each order of forward and reverse mode."""
+    norm = make()
+    first, *others = _hessian_products(norm, *_inputs(norm))
+    for other in others:
+        _assert_near(other, first, _ROUNDING)
+
+
+def second_derivatives_follow_the_gradient(make: Callable[..., Norm]) -> None:
+    """Products with the Hessian are central differences of the gradient.
+
+    The batch lies far from the state, where statistics that carry no gradient are at their limits.
+    """
+    norm = make()
+    params, state, x, dy, mask = _inputs(norm)
+    params, fit = _positive(params), _fitted(state, x)
+    state = fit._replace(mean=fit.mean - 6 * jnp.sqrt(fit.var), var=fit.var / 64)
+    # The error of the differences: 1e-6 / step from rounding, step**2 from the next derivative.
+    step = 1e-2
+
+    def gradient(step):
+        moved = jax.tree.map(lambda a: a + step * jnp.cos(a), (params, x))
+        return _step(norm, moved[0], state, moved[1], dy, mask)[2]
+
+    differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), gradient(step), gradient(-step))
+    _assert_near(_hessian_products(norm, params, state, x, dy, mask)[0], differences, 1e-3)
 
 
 def checkpoint_equals_plain(make: Callable[..., Norm]) -> None:
     """A step gives the same under `jax.checkpoint`, and moves the state once."""
     norm = make()
-    _assert_close(_step(norm, jax.checkpoint)(*_inputs(norm)), _step(norm)(*_inputs(norm)))
+    checkpointed = jax.jit(partial(_eager_step, norm, transform=jax.checkpoint))
+    _assert_close(checkpointed(*_inputs(norm)), _step(norm, *_inputs(norm)))
 
 
 def scan_equals_loop(make: Callable[..., Norm]) -> None:
@@ -107,7 +140,7 @@ def scan_equals_loop(make: Callable[..., Norm]) -> None:
         y, state = norm.train(params, state, x)
         return state, y
 
-    carried, ys = jax.lax.scan(body, state, batches)
+    carried, ys = lax.scan(body, state, batches)
     for x, y in zip(batches, ys, strict=True):
         expected, state = norm.train(params, state, x)
         _assert_close(y, expected)
@@ -118,25 +151,23 @@ def models_are_independent(make: Callable[..., Norm]) -> None:
     """Under `jax.vmap` over parameters, states and batches, each model gives the same as alone."""
     norm = make()
     inputs = [_inputs(norm, seed) for seed in (0, 5)]
-    together = jax.vmap(_step(norm))(*jax.tree.map(lambda *a: jnp.stack(a), *inputs))
-    alone = jax.tree.map(lambda *a: jnp.stack(a), *(_step(norm)(*one) for one in inputs))
-    _assert_close(together, alone)
+    models = jax.jit(jax.vmap(partial(_eager_step, norm)))
+    alone = _stack(*(_step(norm, *one) for one in inputs))
+    _assert_close(models(*_stack(*inputs)), alone)
 
 
 def shards_equal_one_device(make: Callable[..., Norm]) -> None:
     """A batch spread over a named axis gives the values, state and gradients of the whole batch."""
-    params, state, *arrays = _inputs(make())
-
-    def spread(norm, *arrays):
-        split = [a.reshape(4, -1, *a.shape[1:]) for a in arrays]
-        step = jax.vmap(_step(norm), (None, None, 0, 0, 0), axis_name="shards")
-        y, new, (dparams, dx) = step(params, state, *split)
-        for leaf in jax.tree.leaves(new):
-            np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[0], leaf.shape))
-        dparams, new = jax.tree.map(lambda a: a.sum(0), dparams), jax.tree.map(lambda a: a[0], new)
-        return y.reshape(arrays[0].shape), new, (dparams, dx.reshape(arrays[0].shape))
-
-    _assert_close(spread(make(axis_name="shards"), *arrays), _step(make())(params, state, *arrays))
+    norm, sharded = make(), make(axis_name="shards")
+    params, state, *arrays = _inputs(norm)
+    split = [a.reshape(4, -1, *a.shape[1:]) for a in arrays]
+    step = jax.vmap(partial(_eager_step, sharded), (None, None, 0, 0, 0), axis_name="shards")
+    y, new, (dparams, dx) = jax.jit(step)(params, state, *split)
+    for leaf in jax.tree.leaves(new):
+        np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[0], leaf.shape))
+    dparams, new = jax.tree.map(lambda a: a.sum(0), dparams), jax.tree.map(lambda a: a[0], new)
+    y, dx = (a.reshape(arrays[0].shape) for a in (y, dx))
+    _assert_close((y, new, (dparams, dx)), _step(norm, params, state, *arrays))
 
 
 def masked_equals_left_out(make: Callable[..., Norm]) -> None:
@@ -145,11 +176,10 @@ def masked_equals_left_out(make: Callable[..., Norm]) -> None:
     params, state, x, dy, _ = _inputs(norm)
     half = _EXAMPLES // 2
     mask = jnp.broadcast_to(jnp.arange(_EXAMPLES)[:, None] < half, x.shape[:-1])
-    y, new, (dparams, dx) = _step(norm)(params, state, x, jnp.where(mask[..., None], dy, 0), mask)
-    short = _step(norm)(params, state, x[:half], dy[:half], mask[:half])
+    y, new, (dparams, dx) = _step(norm, params, state, x, jnp.where(mask[..., None], dy, 0), mask)
+    short = _step(norm, params, state, x[:half], dy[:half], mask[:half])
     _assert_close((y[:half], new, (dparams, dx[:half])), short)
-    bias = jnp.zeros(()) if params.bias is None else params.bias
-    np.testing.assert_array_equal(y[half:], jnp.broadcast_to(bias, y[half:].shape))
+    np.testing.assert_array_equal(y[half:], jnp.broadcast_to(_bias(params), y[half:].shape))
     np.testing.assert_array_equal(dx[half:], 0)
 
 
@@ -157,10 +187,10 @@ def hidden_values_never_show(make: Callable[..., Norm]) -> None:
     """Masked values change nothing, even if they are NaN or infinite."""
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
-    for value in (jnp.nan, jnp.inf):
-        poisoned = jnp.where(mask[..., None], x, value)
-        out = _step(norm)(params, state, poisoned, dy, mask)
-        _assert_same(out, _step(norm)(params, state, jnp.where(mask[..., None], x, 1), dy, mask))
+    clean, *poisoned = (jnp.where(mask[..., None], x, v) for v in (1, jnp.nan, jnp.inf))
+    for x in poisoned:
+        out = _step(norm, params, state, x, dy, mask)
+        _assert_same(out, _step(norm, params, state, clean, dy, mask))
 
 
 def bad_batch_keeps_state(make: Callable[..., Norm]) -> None:
@@ -168,7 +198,7 @@ def bad_batch_keeps_state(make: Callable[..., Norm]) -> None:
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
     _assert_same(norm.train(params, state, x.at[0, 0, 0].set(jnp.nan))[1], state)
-    y, new, gradients = _step(norm)(params, state, x, dy, jnp.zeros_like(mask))
+    y, new, gradients = _step(norm, params, state, x, dy, jnp.zeros_like(mask))
     _assert_same(new, state)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((y, gradients)))
 
@@ -178,10 +208,24 @@ def state_is_fixed(make: Callable[..., Norm]) -> None:
     norm = make()
     params, state, x, *_ = _inputs(norm)
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
-        y, new = norm.train(params, state, x.astype(dtype))
-        assert y.dtype == norm.infer(params, state, x.astype(dtype)).dtype == dtype
-        shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), s) for s in (state, new)]
-        assert shapes[0] == shapes[1], f"{shapes[0]} became {shapes[1]} by a batch of {dtype}"
+        narrow = jax.ShapeDtypeStruct(x.shape, dtype)
+        y, new = jax.eval_shape(norm.train, params, state, narrow)
+        assert y.dtype == jax.eval_shape(norm.infer, params, state, narrow).dtype == dtype
+        _assert_same_types(new, state)
+
+
+def state_moves_once(make: Callable[..., Norm]) -> None:
+    """A training step moves the state towards the batch and counts one update."""
+    norm = make()
+    params, state, x, dy, mask = _inputs(norm)
+    fit = _fitted(state, x)
+    for name in ("mean", "var"):
+        wanted = getattr(fit, name)
+        old = fit._replace(**{name: 4 * wanted + 5})
+        new = _step(norm, params, old, x, dy, jnp.ones_like(mask))[1]
+        before, after = (jnp.abs(getattr(one, name) - wanted) for one in (old, new))
+        assert (after < before).all(), f"{name} is {before} and then {after} off that of the batch"
+        assert new.count == old.count + 1, f"count went from {old.count} to {new.count}"
 
 
 def state_has_no_gradient(make: Callable[..., Norm]) -> None:
@@ -190,18 +234,50 @@ def state_has_no_gradient(make: Callable[..., Norm]) -> None:
     params, state, x, dy, mask = _inputs(norm)
     floats = {k: v for k, v in state._asdict().items() if jnp.issubdtype(v.dtype, jnp.floating)}
 
-    def into(floats):
+    def total(floats, params, x):
+        fixed = lax.stop_gradient((params, x))
         old = state._replace(**floats)
-        y, _ = norm.train(params, old, x, mask=mask)
-        return jnp.vdot(y + norm.infer(params, old, x), dy)
+        y, _ = norm.train(fixed[0], old, fixed[1], mask=mask)
+        _, new = norm.train(params, state, x, mask=mask)
+        sums = (leaf.sum().astype(jnp.float32) for leaf in jax.tree.leaves(new))
+        return jnp.vdot(y + norm.infer(fixed[0], old, fixed[1]), dy) + sum(sums, jnp.float32(0))
 
-    def out_of(params, x):
-        new = norm.train(params, state, x, mask=mask)[1]
-        return sum(leaf.sum().astype(jnp.float32) for leaf in jax.tree.leaves(new))
-
-    gradients = jax.grad(into)(floats), jax.grad(out_of, (0, 1))(params, x)
-    for leaf in jax.tree.leaves(gradients):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(total, (0, 1, 2)))(floats, params, x)):
         np.testing.assert_array_equal(leaf, 0)
+
+
+def states_can_be_averaged(make: Callable[..., Norm]) -> None:
+    """The average of states, over time or over devices, is a state from which training goes on."""
+    norm = make()
+    params, state, x, *_ = _inputs(norm)
+    later = norm.train(params, state, x)[1]
+    over_time = jax.tree.map(lambda old, new: 0.5 * old + 0.5 * new, state, later)
+    pmean = jax.vmap(partial(lax.pmean, axis_name="devices"), axis_name="devices")
+    over_devices = jax.tree.map(lambda a: a[0], pmean(_stack(state, later)))
+    for averaged in (over_time, over_devices):
+        _assert_same_types(averaged, state)
+        _assert_same_types(norm.train(params, averaged, x)[1], state)
+
+
+def training_normalizes(make: Callable[..., Norm]) -> None:
+    """Where the state agrees with the batch, y has the bias as mean and the scale as deviation."""
+    norm = make()
+    params, state, x, dy, mask = _inputs(norm)
+    params, state = _positive(params), _fitted(state, x)
+    y, *_ = _step(norm, params, state, x, dy, jnp.ones_like(mask))
+    # Groups of examples have statistics of their own, so this is no matter of rounding.
+    scale = jnp.ones(_FEATURES) if params.scale is None else params.scale
+    np.testing.assert_allclose((y.mean((0, 1)) - _bias(params)) / scale, 0, atol=0.1)
+    np.testing.assert_allclose(y.std((0, 1)) / scale, 1, atol=0.1)
+
+
+def inference_follows_the_state(make: Callable[..., Norm]) -> None:
+    """If x and the state are scaled and shifted alike, y of inference stays, up to epsilon."""
+    norm = make()
+    params, state, x, *_ = _inputs(norm)
+    moved = state._replace(mean=2 * state.mean + 3, var=4 * state.var)
+    y = norm.infer(params, state, x)
+    np.testing.assert_allclose(norm.infer(params, moved, 2 * x + 3), y, rtol=1e-3, atol=1e-3)
 
 
 def inference_knows_no_batch(make: Callable[..., Norm]) -> None:
@@ -213,6 +289,23 @@ def inference_knows_no_batch(make: Callable[..., Norm]) -> None:
         np.testing.assert_array_equal(norm.infer(params, state, x[i : i + 1])[0], whole[i])
 
 
+def inference_honours_the_mask(make: Callable[..., Norm]) -> None:
+    """In inference, masked values change nothing; their y is the bias and their dx is 0."""
+    norm = make()
+    params, state, x, dy, mask = _inputs(norm)
+    valid = mask[..., None]
+
+    @jax.jit
+    def step(x):
+        y, pull = jax.vjp(lambda p, x: norm.infer(p, state, x, mask=mask), params, x)
+        return y, pull(dy)
+
+    y, (dparams, dx) = step(jnp.where(valid, x, jnp.nan))
+    _assert_same((y, (dparams, dx)), step(jnp.where(valid, x, 1)))
+    _assert_close(y, jnp.where(valid, norm.infer(params, state, x), _bias(params)))
+    np.testing.assert_array_equal(jnp.where(valid, 0, dx), 0)
+
+
 def starts_as_the_affine_map(make: Callable[..., Norm]) -> None:
     """Before any batch, inference is x * scale + bias, up to epsilon."""
     norm = make()
@@ -221,11 +314,42 @@ def starts_as_the_affine_map(make: Callable[..., Norm]) -> None:
     np.testing.assert_allclose(norm.infer(params, state, x), x, rtol=2e-3)
 
 
+def pickles(make: Callable[..., Norm]) -> None:
+    """A norm that was pickled is equal to the first, and takes the same step.
+
+    Classes and functions count as picklable, because whether pickle finds them depends on where
+    they were defined.
+    """
+    norm = make()
+    code: list[Any] = []
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> int | None:
+            if not inspect.isclass(obj) and not inspect.isroutine(obj):
+                return None
+            code.append(obj)
+            return len(code) - 1
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: int) -> Any:
+            return code[pid]
+
+    stream = io.BytesIO()
+    Pickler(stream).dump(norm)
+    restored = Unpickler(io.BytesIO(stream.getvalue())).load()
+    assert restored == norm
+    assert hash(restored) == hash(norm)
+    params, state, x, *_ = _inputs(norm)
+    _assert_same(restored.train(params, state, x), norm.train(params, state, x))
+
+
 LAWS: dict[str, Callable[[Callable[..., Norm]], None]] = {
     law.__name__: law
     for law in (
         jit_equals_eager,
         forward_equals_reverse,
+        second_derivatives_agree,
+        second_derivatives_follow_the_gradient,
         checkpoint_equals_plain,
         scan_equals_loop,
         models_are_independent,
@@ -234,9 +358,15 @@ LAWS: dict[str, Callable[[Callable[..., Norm]], None]] = {
         hidden_values_never_show,
         bad_batch_keeps_state,
         state_is_fixed,
+        state_moves_once,
         state_has_no_gradient,
+        states_can_be_averaged,
+        training_normalizes,
+        inference_follows_the_state,
         inference_knows_no_batch,
+        inference_honours_the_mask,
         starts_as_the_affine_map,
+        pickles,
     )
 }
 """The laws by name; each takes what `check_norm` takes."""
@@ -256,21 +386,80 @@ def _inputs(norm: Norm, seed: int = 0) -> tuple[Any, Any, jax.Array, jax.Array, 
     return params, state, _data(seed), dy, jnp.cos(dy[..., 0]) > 0.3
 
 
-def _step(norm: Norm, transform: Callable[[Any], Any] = lambda f: f) -> Callable[..., Any]:
-    """A function of `_inputs` that returns y, the new state, and the gradients of <y, dy>."""
+def _fitted(state: Any, x: jax.Array) -> Any:
+    """The state with the mean and the variance of x."""
+    return state._replace(mean=x.mean((0, 1)), var=x.var((0, 1)))
 
-    def step(params, state, x, dy, mask):
-        @transform
-        def loss(params, x):
-            y, new = norm.train(params, state, x, mask=mask)
-            return jnp.vdot(y, dy), (y, new)
 
-        gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
-        return y, new, gradients
+def _positive(params: Any) -> Any:
+    """The parameters with a bias by which y is positive, where no activation bends it."""
+    return params if params.bias is None else params._replace(bias=params.bias + 8)
 
-    return step
+
+def _bias(params: Any) -> jax.Array:
+    return jnp.zeros(_FEATURES) if params.bias is None else params.bias
+
+
+def _eager_step(norm, params, state, x, dy, mask, transform: Callable[[Any], Any] = lambda f: f):
+    """Returns y, the new state, and the gradients of <y, dy>; takes a norm and its `_inputs`."""
+
+    @transform
+    def loss(params, x):
+        y, new = norm.train(params, state, x, mask=mask)
+        return jnp.vdot(y, dy), (y, new)
+
+    gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+    return y, new, gradients
+
+
+# The laws share what equal norms compile.
+_step = jax.jit(_eager_step, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _hessian_products(norm, params, state, x, dy, mask):
+    """The Hessian of <y, dy> times the cosine of `(params, x)`, by three orders of the modes."""
+    primals = params, x
+    directions = jax.tree.map(jnp.cos, primals)
+
+    def loss(primals):
+        return jnp.vdot(norm.train(primals[0], state, primals[1], mask=mask)[0], dy)
+
+    def forward(f):
+        return lambda primals: jax.jvp(f, (primals,), (directions,))[1]
+
+    def reverse(primals):
+        return _dot(jax.grad(loss)(primals), directions)
+
+    functions = forward(jax.grad(loss)), jax.grad(forward(loss)), jax.grad(reverse)
+    return [f(primals) for f in functions]
+
+
+def _dot(a: Any, b: Any) -> Any:
+    """The inner product of two trees."""
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.float32(0))
+
+
+def _stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 _close = partial(np.testing.assert_allclose, rtol=_ROUNDING, atol=_ROUNDING)
 _assert_close = partial(jax.tree.map, _close)
 _assert_same = partial(jax.tree.map, np.testing.assert_array_equal)
+
+
+def _assert_near(tree: Any, wanted: Any, tolerance: float) -> None:
+    """Compares the leaves of two trees by their Euclidean norms, against that of all leaves."""
+    scale = jnp.sqrt(_dot(wanted, wanted))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(wanted), strict=True
+    ):
+        error = jnp.sqrt(jnp.sum((a - b) ** 2)) / scale
+        assert error <= tolerance, f"{jax.tree_util.keystr(path)} is {error:.1e} off"
+
+
+def _assert_same_types(tree: Any, wanted: Any) -> None:
+    """Compares structures, shapes and dtypes."""
+    types, wanted = (jax.tree.map(lambda a: (a.shape, a.dtype), one) for one in (tree, wanted))
+    assert types == wanted, f"{wanted} became {types}"

@@ -285,19 +285,75 @@ def test_there_and_back(layout, corrected):
         assert back.state.count == 3
 
 
-def test_statistics_are_read_in_float32_or_wider():
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_statistics_are_read_in_float32_or_wider(dtype):
     arrays, arguments = convert.write("flax", train(layer_of(), range(3)))
-    half = {name: array.astype(jnp.bfloat16) for name, array in arrays.items()}
-    layer = convert.read("flax", half, **arguments)
-    assert {leaf.dtype for leaf in jax.tree.leaves(layer.params)} == {jnp.dtype(jnp.bfloat16)}
-    assert layer.state.mean.dtype == layer.state.var.dtype == jnp.float32
+    other = {name: array.astype(dtype) for name, array in arrays.items()}
+    for arrays in (other, jax.tree.map(jnp.asarray, other)):
+        layer = convert.read("flax", arrays, **arguments)
+        kept = jnp.float32 if dtype == np.float64 else dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(layer.params)} == {jnp.dtype(kept)}
+        assert {leaf.dtype for leaf in layer.state} == {jnp.dtype(jnp.float32)}
+        np.testing.assert_array_equal(layer.state.var, np.float32(other["var"]))
+        np.testing.assert_array_equal(layer.params.scale, other["scale"].astype(kept))
+
+
+def test_float64_statistics_stay_float64_where_jax_has_it(x64):
+    arrays = convert.write("flax", layer_of()).arrays
+    layer = convert.read("flax", arrays | {"var": np.float64([1 + 1e-12, 2, 3])})
+    assert layer.state.mean.dtype == layer.state.var.dtype == jnp.float64
+    assert layer.state.var[0] == 1 + 1e-12
+
+
+def test_lists_of_numbers_are_vectors():
+    arrays = {"scale": [1.0, 2.0], "bias": [0.0, 1.0], "mean": [3.0, 4.0], "var": [5.0, 6.0]}
+    layer = convert.read("flax", {"bn": arrays}, prefix="bn/")
+    np.testing.assert_array_equal(layer.state.var, [5, 6])
+
+
+def test_tensors_of_torch_are_read_in_their_dtypes():
+    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
+    real = torch.nn.BatchNorm1d(FEATURES).bfloat16()
+    arrays = dict(real.named_parameters()) | dict(real.named_buffers())
+    layer = convert.read("torch", arrays)
+    assert {leaf.dtype for leaf in layer.params} == {jnp.dtype(jnp.bfloat16)}
+    chex.assert_trees_all_equal(layer.state, jbn.batch_norm().init(FEATURES)[1])
+
+
+@pytest.mark.parametrize("count", [2**24, 2**40])
+def test_counts_stay_counts(count):
+    layer = layer_of(decay=jbn.corrected_decay(0.9))
+    arrays = convert.write("torch", layer).arrays | {"num_batches_tracked": np.int64(count)}
+    read = convert.read("torch", arrays)
+    assert float(read.state.count) == count
+    assert read.state.count.dtype == jnp.float32
+    written = convert.write("torch", read).arrays["num_batches_tracked"]
+    assert (written, written.dtype) == (count, np.int64)
+    read = layer._replace(state=read.state)
+    haiku = convert.write("haiku", read).arrays["~/mean_ema/counter"]
+    assert (haiku, haiku.dtype) == (min(count, 2**30), np.int32)
+
+
+def test_averaged_counts_are_rounded_to_the_integers_of_the_library():
+    layer = layer_of()
+    layer = layer._replace(state=layer.state._replace(count=jnp.float32(2.75)))
+    assert convert.write("torch", layer).arrays["num_batches_tracked"] == 3
+
+
+def test_old_checkpoints_of_torch_have_no_count():
+    arrays = convert.write("torch", train(layer_of(), range(3))).arrays
+    del arrays["num_batches_tracked"]
+    assert convert.read("torch", arrays).state.count == 0
 
 
 @pytest.mark.parametrize(
     ("error", "arguments", "words"),
     [
         (ValueError, {"layout": "tf"}, "'tf' is unknown: choose one of .'torch', 'flax'"),
-        (KeyError, {"prefix": "bn2."}, "'bn2.weight' is not .* there: .'bn1.'"),
+        (KeyError, {"prefix": "bn2."}, "no torch layer with prefix='bn2.'; .* are .'bn1.'"),
+        (KeyError, {"prefix": "bn1"}, "no torch layer with prefix='bn1'; .* are .'bn1.'"),
+        (KeyError, {"prefix": ""}, "no torch layer with prefix=''; .* are .'bn1.'"),
+        (KeyError, {"arrays": [np.ones(3)]}, "nearest of its 0 prefixes"),
         (TypeError, {"epsilon": 1e-3}, "'epsilon'.* are none of torch's .'momentum', 'eps'"),
         (TypeError, {"layout": "haiku"}, "no default for .'decay_rate'"),
         (ValueError, {"momentum": 2}, "must be in .0, 1."),
@@ -307,6 +363,63 @@ def test_what_cannot_be_read(error, arguments, words):
     arrays = convert.write("torch", layer_of(), prefix="bn1.").arrays
     with pytest.raises(error, match=words):
         convert.read(**{"layout": "torch", "arrays": arrays, "prefix": "bn1.", **arguments})
+
+
+@every_layout
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_arrays_must_fit_each_other(layout, place):
+    arrays, arguments = convert.write(layout, train(layer_of(), range(2)), prefix="bn/")
+    vectors = [path for path, array in arrays.items() if array.ndim]
+    own = [path for path in vectors if not path.endswith("hidden")]
+    changed = arrays | {own[place]: np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match=rf"the {layout} layer .*'bn/' has .*\(2,\)"):
+        convert.read(layout, changed, prefix="bn/", **arguments)
+    missing = {path: array for path, array in arrays.items() if path != own[place]}
+    with pytest.raises(KeyError, match="bn/"):
+        convert.read(layout, missing, prefix="bn/", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("var", [-1, 1, 1]), ("var", [np.nan, 1, 1]), ("var", [1, np.inf, 1]), ("mean", [np.nan] * 3)],
+)
+def test_statistics_must_be_possible(name, value):
+    arrays = convert.write("flax", layer_of()).arrays | {name: np.float32(value)}
+    with pytest.raises(ValueError, match="finite, and variances not negative: the flax layer"):
+        convert.read("flax", arrays)
+
+
+def test_a_missing_array_is_named_with_what_to_do_about_it():
+    arrays = convert.write("keras", layer_of(), prefix="bn/").arrays
+
+    def without(name):
+        return {path: array for path, array in arrays.items() if path != f"bn/{name}"}
+
+    with pytest.raises(KeyError, match="'bn/gamma' is not in arrays: pass scale=False if"):
+        convert.read("keras", without("gamma"), prefix="bn/")
+    with pytest.raises(KeyError, match="'bn/beta' is not in arrays: pass center=False if"):
+        convert.read("keras", without("beta"), prefix="bn/")
+    with pytest.raises(KeyError, match=r"'bn/moving_variance' is not in arrays\."):
+        convert.read("keras", without("moving_variance"), prefix="bn/")
+
+
+@pytest.mark.parametrize("name", ["scale", "bias", "mean", "var"])
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64])
+def test_vectors_are_real_floating_point(name, dtype):
+    arrays = convert.write("flax", layer_of()).arrays
+    with pytest.raises(TypeError, match=f"the flax layer with prefix='' has {name} of"):
+        convert.read("flax", arrays | {name: np.ones(3, dtype)})
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1,)])
+def test_a_count_is_one_number_and_vectors_are_vectors(shape):
+    arrays = convert.write("torch", layer_of()).arrays
+    if shape:
+        with pytest.raises(ValueError, match="count must be one number"):
+            convert.read("torch", arrays | {"num_batches_tracked": np.zeros(shape, np.int64)})
+    else:
+        with pytest.raises(ValueError, match=r"one shape .*: the torch layer"):
+            convert.read("torch", {path: array.reshape(-1)[0] for path, array in arrays.items()})
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,15 @@ def test_frozen_norms_need_no_mutable(use_running):
     assert_close(jax.jit(module.apply)(variables, X), wanted)
 
 
+@pytest.mark.parametrize("domain", [1, DOMAIN])
+def test_frozen_domains_need_no_mutable(domain):
+    norm = jbn.domain_norm(jbn.frozen(NORM), 2)
+    module = jbn.linen.DomainNorm(norm, use_running_average=False)
+    variables = trained(linen_init(module, DOMAIN))
+    wanted = module.clone(use_running_average=True).apply(variables, X, domain)
+    assert_close(module.apply(variables, X, domain), wanted)
+
+
 @pytest.mark.parametrize("wrap", [lambda norm: norm, jbn.frozen])
 def test_initializing_needs_no_named_axis(wrap):
     norm = wrap(jbn.batch_norm(axis_name="b"))

@@ -1,5 +1,6 @@
 """Batch norm layers of jbn and of its peers behind one interface, so that they can be compared."""
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -19,18 +20,26 @@ class Layer(NamedTuple):
     Attributes:
       state: parameters and running statistics before the first batch.
       train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]` for x `[n, features]`.
-      infer: `infer(state, x) -> y`.
+      infer: `infer(state, x, mask=None) -> y`.
       running_statistics: `running_statistics(state) -> (mean, var)`.
+      merge: `merge(state, axis_name) -> state`, one state for the data of all shards; None if the
+        library's documentation and examples show no way.
     """
 
     state: Any
     train: Callable[..., tuple[Any, Any]]
-    infer: Callable[[Any, Any], Any]
+    infer: Callable[..., Any]
     running_statistics: Callable[[Any], tuple[Any, Any]]
+    merge: Callable[[Any, str], Any] | None = None
 
 
 class Missing(Exception):
     """The library does not offer what was asked for."""
+
+
+def _average(state: Any, axis_name: str) -> Any:
+    """The mean of the states, as in Flax's ImageNet example."""
+    return jax.lax.pmean(state, axis_name)
 
 
 def _require(offered: bool) -> None:
@@ -43,29 +52,44 @@ def make_jbn(
     decay: float,
     *,
     corrected: bool = False,
+    renorm: bool = False,
     norm: Callable[..., jbn.Norm] = jbn.batch_norm,
     **options: Any,
 ) -> Layer:
     """jbn's; `corrected` averages do not remember where they started."""
+    norm = jbn.batch_renorm if renorm else norm
     made = norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
 
-    def infer(variables, x):
+    def infer(variables, x, mask=None):
         params, state = variables
-        return made.infer(params, state, x)
+        return made.infer(params, state, x, mask=mask)
 
     def train(variables, x, mask=None):
         params, state = variables
         y, state = made.train(params, state, x, mask=mask)
         return y, (params, state)
 
-    return Layer(made.init(features), train, infer, lambda variables: variables[1][:2])
+    def merge(variables, axis_name):
+        params, state = variables
+        shards = jax.lax.all_gather(state, axis_name)
+        one = jnp.ones(())
+        parts = (jbn.Moments(m, v, one, one) for m, v in zip(*shards[:2], strict=True))
+        merged = functools.reduce(jbn.merge, parts)
+        return params, state._replace(mean=merged.mean, var=merged.var)
+
+    def running_statistics(variables):
+        return variables[1][:2]
+
+    return Layer(made.init(features), train, infer, running_statistics, merge)
 
 
-def make_linen(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+def make_linen(
+    features: int, decay: float, *, corrected: bool = False, renorm: bool = False, **options: Any
+) -> Layer:
     """Flax Linen's."""
     import flax.linen as nn
 
-    _require(not corrected)
+    _require(not corrected and not renorm)
     module = nn.BatchNorm(momentum=decay, **options)
     # Initialized without the named axis, which need not be bound here.
     plain = nn.BatchNorm(use_running_average=True)
@@ -78,20 +102,23 @@ def make_linen(features: int, decay: float, *, corrected: bool = False, **option
         )
         return y, {**variables, **new}
 
-    def infer(variables, x):
-        return module.apply(variables, x, use_running_average=True)
+    def infer(variables, x, mask=None):
+        mask = None if mask is None else mask[:, None]
+        return module.apply(variables, x, use_running_average=True, mask=mask)
 
     def running_statistics(variables):
         return variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
 
-    return Layer(variables, train, infer, running_statistics)
+    return Layer(variables, train, infer, running_statistics, _average)
 
 
-def make_nnx(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+def make_nnx(
+    features: int, decay: float, *, corrected: bool = False, renorm: bool = False, **options: Any
+) -> Layer:
     """Flax NNX's."""
     from flax import nnx
 
-    _require(not corrected)
+    _require(not corrected and not renorm)
     module = nnx.BatchNorm(features, momentum=decay, rngs=nnx.Rngs(0), **options)
     graph, state = nnx.split(module)
 
@@ -101,14 +128,15 @@ def make_nnx(features: int, decay: float, *, corrected: bool = False, **options:
         y = module(x, use_running_average=False, mask=mask)
         return y, nnx.state(module)
 
-    def infer(state, x):
-        return nnx.merge(graph, state, copy=True)(x, use_running_average=True)
+    def infer(state, x, mask=None):
+        mask = None if mask is None else mask[:, None]
+        return nnx.merge(graph, state, copy=True)(x, use_running_average=True, mask=mask)
 
     def running_statistics(state):
         module = nnx.merge(graph, state, copy=True)
         return module.mean[...], module.var[...]
 
-    return Layer(state, train, infer, running_statistics)
+    return Layer(state, train, infer, running_statistics, _average)
 
 
 def make_haiku(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
@@ -128,7 +156,8 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
         y, state = transformed.apply(*variables, None, x.reshape(-1, features), True)
         return y.reshape(x.shape), (variables[0], state)
 
-    def infer(variables, x):
+    def infer(variables, x, mask=None):
+        _require(mask is None)
         return transformed.apply(*variables, None, x, False)[0]
 
     def running_statistics(variables):
@@ -158,7 +187,8 @@ def make_equinox(features: int, decay: float, *, corrected: bool = True, **optio
         y, state = norm(x.reshape(-1, features), state)
         return y.reshape(x.shape), (params, state)
 
-    def infer(variables, x):
+    def infer(variables, x, mask=None):
+        _require(mask is None)
         params, state = variables
         inference = eqx.nn.inference_mode(eqx.combine(params, static))
         return jax.vmap(lambda x: inference(x, state)[0], axis_name="batch")(x)
@@ -169,13 +199,15 @@ def make_equinox(features: int, decay: float, *, corrected: bool = True, **optio
     return Layer((params, eqx.nn.State(norm)), train, infer, running_statistics)
 
 
-def make_keras(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
+def make_keras(
+    features: int, decay: float, *, corrected: bool = False, renorm: bool = False, **options: Any
+) -> Layer:
     """Keras's, on JAX."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras: Any = importlib.import_module("keras")
 
     _require(not options and not corrected and keras.backend.backend() == "jax")
-    layer = keras.layers.BatchNormalization(momentum=decay, epsilon=1e-5)
+    layer = keras.layers.BatchNormalization(momentum=decay, epsilon=1e-5, renorm=renorm)
     layer.build((None, features))
     weights = [variable.value for variable in layer.trainable_variables]
     averages = [variable.value for variable in layer.non_trainable_variables]
@@ -186,10 +218,10 @@ def make_keras(features: int, decay: float, *, corrected: bool = False, **option
         y, averages = layer.stateless_call(weights, averages, rows, training=True, mask=mask)
         return y.reshape(x.shape), (weights, averages)
 
-    def infer(state, x):
-        return layer.stateless_call(*state, x, training=False)[0]
+    def infer(state, x, mask=None):
+        return layer.stateless_call(*state, x, training=False, mask=mask)[0]
 
-    return Layer((weights, averages), train, infer, lambda state: tuple(state[1]))
+    return Layer((weights, averages), train, infer, lambda state: tuple(state[1][:2]))
 
 
 def make_torch(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
@@ -208,7 +240,8 @@ def make_torch(features: int, decay: float, *, corrected: bool = False, **option
         module.train()
         return module(tensor(x)).detach().float().numpy(), state
 
-    def infer(state, x):
+    def infer(state, x, mask=None):
+        _require(mask is None)
         module.eval()
         return module(tensor(x)).detach().float().numpy()
 
@@ -216,6 +249,29 @@ def make_torch(features: int, decay: float, *, corrected: bool = False, **option
         return module.running_mean.numpy(), module.running_var.numpy()
 
     return Layer(None, train, infer, running_statistics)
+
+
+def make_sbx(features: int, decay: float, *, renorm: bool = True, **options: Any) -> Layer:
+    """The batch renorm of Stable-Baselines Jax (CrossQ), which is its only norm of batches."""
+    sbx: Any = importlib.import_module("sbx.common.jax_layers")
+
+    _require(renorm and not options)
+    module = sbx.BatchRenorm(momentum=decay, epsilon=1e-5)
+    variables = module.init(jax.random.key(0), jnp.zeros((2, features)), True)
+
+    def train(variables, x, mask=None):
+        _require(mask is None)
+        y, new = module.apply(variables, x, False, mutable=["batch_stats"])
+        return y, {**variables, **new}
+
+    def infer(variables, x, mask=None):
+        _require(mask is None)
+        return module.apply(variables, x, True)
+
+    def running_statistics(variables):
+        return variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
+
+    return Layer(variables, train, infer, running_statistics)
 
 
 _MAKERS = {
@@ -226,9 +282,10 @@ _MAKERS = {
     "equinox": ("equinox", make_equinox),
     "keras": ("keras", make_keras),
     "torch": ("torch", make_torch),
+    "sbx": ("sbx", make_sbx),
 }
 
-DISTRIBUTIONS = {"haiku": "dm-haiku"}
+DISTRIBUTIONS = {"haiku": "dm-haiku", "sbx": "sbx-rl"}
 """What pip calls a library, where that is not its own name."""
 
 

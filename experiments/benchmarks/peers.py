@@ -69,6 +69,17 @@ def masked_shards(make: Maker) -> float:
     return float(np.max(np.abs(mean - valid.mean(0)) / valid.std(0)))
 
 
+def merged_states(make: Maker) -> float:
+    """The relative error of the variance, of states of 8 shards of different means."""
+    layer, x = make(4, 0.0), _normal((8, 4096, 4)) + jnp.arange(8.0).reshape(8, 1, 1)
+    merge = layer.merge
+    if merge is None:
+        raise Missing
+    states = jax.vmap(lambda x: merge(layer.train(layer.state, x)[1], "d"), axis_name="d")(x)
+    var = _wide(layer.running_statistics(jax.tree.map(lambda leaf: leaf[0], states))[1])
+    return float(np.max(np.abs(var / _wide(x).reshape(-1, 4).var(0) - 1)))
+
+
 def hidden_nan(make: Maker) -> str:
     """Whether NaN in masked rows reaches the valid rows' gradients."""
     layer, x = make(4, 0.9), _normal((16, 4)).at[12:].set(jnp.nan)
@@ -81,9 +92,21 @@ def hidden_nan(make: Maker) -> str:
     return "NaN" if jnp.isnan(jax.grad(loss)(x)[:12]).any() else "finite"
 
 
-def nothing_valid(make: Maker) -> str:
-    """What a batch with every row masked does to the running statistics."""
-    layer, mask = make(4, 0.9), jnp.zeros(16, bool)
+def hidden_nan_in_inference(make: Maker) -> str:
+    """Whether NaN in masked rows reaches the gradients of the parameters in inference."""
+    layer, x = make(4, 0.9), _normal((16, 4)).at[12:].set(jnp.nan)
+    mask = jnp.arange(16) < 12
+
+    def loss(state):
+        return jnp.sum(jnp.where(mask[:, None], layer.infer(state, x, mask) ** 2, 0))
+
+    gradients = jax.tree.leaves(jax.grad(loss, allow_int=True)(layer.state))
+    return "NaN" if any(jnp.isnan(g).any() for g in gradients if g.dtype == x.dtype) else "finite"
+
+
+def valid_rows(number: int, make: Maker) -> str:
+    """What a batch with few valid rows does to the running statistics."""
+    layer, mask = make(4, 0.9), jnp.arange(16) < number
     _, state = layer.train(layer.state, _normal((16, 4)), mask)
     before, after = (np.stack(layer.running_statistics(s)) for s in (layer.state, state))
     if not np.isfinite(after).all():
@@ -96,6 +119,13 @@ def overflow(make: Maker) -> str:
     layer = make(4, 0.9)
     _, state = layer.train(layer.state, _normal((16, 4)).at[3, 1].set(jnp.inf))
     return "finite" if np.isfinite(np.stack(layer.running_statistics(state))).all() else "NaN"
+
+
+def constant_feature(options: dict[str, Any], make: Maker) -> str:
+    """Whether a feature of one value gives finite gradients."""
+    layer, x = make(4, 0.9, **options), _normal((16, 4)).at[:, 1].set(7)
+    gradient = jax.grad(lambda x: jnp.sum(layer.train(layer.state, x)[0] ** 3))(x)
+    return "finite" if jnp.isfinite(gradient).all() else "NaN"
 
 
 def corrected_average(make: Maker) -> float:
@@ -202,9 +232,35 @@ CASES = [
         for mean in (100, 1000, 10_000)
     ),
     Case("8 unequally masked shards: error of the mean, in std", "0", masked_shards, _below(1e-6)),
+    Case(
+        "states of 8 shards merged (Flax's example averages them): relative error of variance",
+        "1e-5 or less",
+        merged_states,
+        _below(1e-5),
+    ),
     Case("NaN behind the mask: gradients of the rest", "finite", hidden_nan, _is("finite")),
-    Case("everything masked: running statistics", "unchanged", nothing_valid, _is("unchanged")),
+    Case(
+        "NaN behind the mask, in inference: gradients of the parameters",
+        "finite",
+        hidden_nan_in_inference,
+        _is("finite"),
+    ),
+    *(
+        Case(
+            f"{words}: running statistics",
+            "unchanged",
+            functools.partial(valid_rows, number),
+            _is("unchanged"),
+        )
+        for number, words in enumerate(("everything masked", "all rows but one masked"))
+    ),
     Case("an infinite value: running statistics", "finite", overflow, _is("finite")),
+    Case(
+        "batch renorm, a constant feature: gradients",
+        "finite",
+        functools.partial(constant_feature, {"renorm": True}),
+        _is("finite"),
+    ),
     Case(
         "corrected average, 1 step on data of std 2: std of inference",
         "1",

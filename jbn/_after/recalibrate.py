@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbn._after.norm_states import fields_of, map_norm_states, norm_states, with_fields
+from jbn._core.export import exportable
 from jbn._core.moments import Moments, merge
 from jbn._norms.method import Wrapped, replaced_method
 
@@ -32,6 +34,7 @@ State = TypeVar("State")
 Batch = TypeVar("Batch")
 
 
+@exportable
 class Drift(NamedTuple):
     """How far a norm's running statistics were off, in float64.
 
@@ -87,16 +90,16 @@ def recalibrate(
       ValueError: `state` has no norm's state, or no value reached any norm: there were no batches,
         or the norms are not of jbn (`jbn.linen.replace_batch_norm`, `jbn.nnx.replace_batch_norm`).
     """
-    running = _norm_states(state)
+    running = norm_states(state)
     if not running:
         raise ValueError("state has no norm's state: no NamedTuple or mapping with mean and var.")
-    counting = _map_norm_states(_with_count_0, state)
+    counting = map_norm_states(_with_count_0, state)
     with jax.enable_x64(True):
-        exact = {path: _moments(node) for path, node in _norm_states(counting).items()}
+        exact = {path: _moments(node) for path, node in norm_states(counting).items()}
     for batch in batches:
         before = exact
         with replaced_method(_Recording):
-            seen = _norm_states(train(counting, batch))
+            seen = norm_states(train(counting, batch))
         if seen.keys() != exact.keys():
             raise ValueError(
                 f"train must return the state of every norm that it is given, {list(exact)}; it "
@@ -113,7 +116,7 @@ def recalibrate(
             "not of jbn (see jbn.linen.replace_batch_norm and jbn.nnx.replace_batch_norm)."
         )
     with jax.enable_x64(True):
-        return _map_norm_states(lambda path, node: _replaced(node, exact[path]), state), drift
+        return map_norm_states(lambda path, node: _replaced(node, exact[path]), state), drift
 
 
 class _Recording(Wrapped):
@@ -142,17 +145,17 @@ def _moments(fields: Mapping[str, jax.Array]) -> Moments:
 def _with_count_0(path: str, node: Any) -> Any:
     # Modules that keep no count get one of the mean's shape, which stacks and splits as the mean
     # does where layers or models are stacked.
-    fields = _fields(node)
+    fields = fields_of(node)
     like = fields.get("count", fields["mean"])
-    return _with(node, count=jnp.zeros(like.shape, jnp.float32))
+    return with_fields(node, count=jnp.zeros(like.shape, jnp.float32))
 
 
 def _replaced(node: Any, exact: Moments) -> Any:
     def choose(name):
-        old = _fields(node)[name]
+        old = fields_of(node)[name]
         return jnp.where(exact.count > 0, getattr(exact, name).astype(old.dtype), old)
 
-    return _with(node, mean=choose("mean"), var=choose("var"))
+    return with_fields(node, mean=choose("mean"), var=choose("var"))
 
 
 def _drift(fields: Mapping[str, jax.Array], exact: Moments) -> Drift:
@@ -163,37 +166,3 @@ def _drift(fields: Mapping[str, jax.Array], exact: Moments) -> Drift:
             log_var=np.log(np.asarray(fields["var"], np.float64) / var),
             count=np.broadcast_to(count, mean.shape),
         )
-
-
-def _fields(node: Any) -> Mapping[str, Any]:
-    return node._asdict() if hasattr(node, "_asdict") else node
-
-
-def _with(node: Any, **fields: jax.Array) -> Any:
-    if hasattr(node, "_replace"):
-        return node._replace(**fields)
-    return type(node)({**node, **fields})
-
-
-def _is_norm_state(node: Any) -> bool:
-    fields = _fields(node)
-    return isinstance(fields, Mapping) and all(
-        isinstance(fields.get(name), jax.Array | np.ndarray) for name in ("mean", "var")
-    )
-
-
-def _map_norm_states(f: Callable[[str, Any], Any], state: Any) -> Any:
-    """Replaces the states of norms by f(path, state)."""
-
-    def replace(path, node):
-        path = jax.tree_util.keystr(path, simple=True, separator="/")
-        return f(path, node) if _is_norm_state(node) else node
-
-    return jax.tree.map_with_path(replace, state, is_leaf=_is_norm_state)
-
-
-def _norm_states(state: Any) -> dict[str, Mapping[str, Any]]:
-    """The states of norms by path, as mappings."""
-    found = {}
-    _map_norm_states(lambda path, node: found.setdefault(path, _fields(node)), state)
-    return found

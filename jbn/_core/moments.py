@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from jbn._core import moments_tpu
+from jbn._core.export import exportable
 from jbn._core.layout import Axes, Layout, Mask, vary_like, with_automatic_axes
 from jbn._core.shards import AxisName, Groups, Shards, freeze_groups
 
@@ -19,6 +20,7 @@ SAVE_POINT = "jbn.save_point"
 """What `jbn.save_norm_inputs` saves: the arrays of this name."""
 
 
+@exportable
 class Moments(NamedTuple):
     """Statistics of a batch, for each feature.
 

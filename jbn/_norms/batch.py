@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jbn._core.export import exportable
 from jbn._core.moments import Moments
 from jbn._core.value import Number
 from jbn._norms.decay import Decay, require_decay_and_epsilon
 from jbn._norms.method import Method, Statistics, accept, promote
 
 
+@exportable
 class BatchNormState(NamedTuple):
     """Running statistics of each feature.
 

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
 
+from jbn._core.export import exportable
 from jbn._core.layout import Axes, Layout, Mask
 from jbn._core.moments import Moments, moments_of, save_point
 from jbn._core.normalize import apply
@@ -29,6 +30,7 @@ replaced_method = jax.make_user_context()
 """
 
 
+@exportable
 class Statistics(NamedTuple):
     """The statistics that normalize: y = (x - mean) * rstd * scale + bias.
 

@@ -6,12 +6,14 @@ from typing import Generic, NamedTuple, TypeVar
 import jax
 from jax.typing import ArrayLike
 
+from jbn._core.export import exportable
 from jbn._core.layout import Axes, Mask
 from jbn._core.value import Value
 
 State = TypeVar("State")
 
 
+@exportable
 class BatchNormParams(NamedTuple):
     """The learned parameters of each feature.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jbn._core.export import exportable
 from jbn._core.moments import Moments, merge
 from jbn._core.value import Number
 from jbn._norms.batch import batch_norm, standardize
@@ -16,6 +17,7 @@ _WARM_UP = 20
 _LEAST_VARIANCE = 0.01
 
 
+@exportable
 class RunningBatchNormState(NamedTuple):
     """Running statistics of each feature, and the number of values behind them.
 

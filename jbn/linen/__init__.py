@@ -9,6 +9,7 @@ A model that calls Flax's BatchNorm runs on jbn without an edit, by any method:
 from jbn.linen._batch_norm import BatchNorm as BatchNorm
 from jbn.linen._fold import Folded as Folded
 from jbn.linen._fold import fold as fold
+from jbn.linen._load import load_norms as load_norms
 from jbn.linen._norm import DomainNorm as DomainNorm
 from jbn.linen._norm import Norm as Norm
 from jbn.linen._replace import add_missing as add_missing

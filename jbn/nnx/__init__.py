@@ -8,6 +8,7 @@ An existing model runs on jbn, by any method:
 from jbn.nnx._batch_norm import BatchNorm as BatchNorm
 from jbn.nnx._fold import Folded as Folded
 from jbn.nnx._fold import fold as fold
+from jbn.nnx._load import load_norms as load_norms
 from jbn.nnx._norm import DomainNorm as DomainNorm
 from jbn.nnx._norm import Norm as Norm
 from jbn.nnx._recalibrate import recalibrate as recalibrate

@@ -1,0 +1,13 @@
+"""Types that `jax.export` can serialize."""
+
+from typing import TypeVar
+
+from jax.export import register_namedtuple_serialization
+
+Class = TypeVar("Class", bound=type)
+
+
+def exportable(cls: Class) -> Class:
+    """Lets `jax.export` serialize a NamedTuple of jbn, under its public name."""
+    register_namedtuple_serialization(cls, serialized_name=f"jbn.{cls.__name__}")
+    return cls
