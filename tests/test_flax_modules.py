@@ -1,5 +1,6 @@
 """The Linen and NNX modules against Flax's own, and any `jbn.Norm` within them."""
 
+import inspect
 from typing import Any
 
 import chex
@@ -98,8 +99,17 @@ def test_linen_variables_are_those_of_flax(axis, use_scale):
 
 def test_linen_fields_and_defaults_are_those_of_flax():
     ours, flaxs = (m.__dataclass_fields__ for m in (jbn.linen.BatchNorm, nn.BatchNorm))
-    not_taken = {"use_fast_variance", "force_float32_reductions"}
-    assert set(flaxs) - set(ours) == not_taken
+    assert list(ours) == list(flaxs)
+    for name in set(ours) - {"bias_init", "scale_init"}:
+        assert ours[name].default == flaxs[name].default, name
+
+
+def test_nnx_arguments_are_those_of_flax_but_for_promote_dtype():
+    ours, flaxs = (
+        dict(inspect.signature(m.__init__).parameters) for m in (jbn.nnx.BatchNorm, nnx.BatchNorm)
+    )
+    flaxs.pop("promote_dtype")
+    assert list(ours) == list(flaxs)
     for name in set(ours) - {"bias_init", "scale_init"}:
         assert ours[name].default == flaxs[name].default, name
 
@@ -155,7 +165,7 @@ def test_nnx_norm_takes_any_norm():
 @pytest.mark.parametrize("module", [jbn.linen.BatchNorm(use_running_average=False)])
 def test_a_mask_over_single_features_is_refused(module):
     variables = module.init(jax.random.key(0), jnp.ones((4, 3)))
-    with pytest.raises(ValueError, match="positions, not single features"):
+    with pytest.raises(ValueError, match="does not fit x"):
         module.apply(variables, jnp.ones((4, 3)), mask=jnp.ones(3, bool), mutable=["batch_stats"])
 
 

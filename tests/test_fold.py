@@ -276,9 +276,9 @@ class Layer(nn.Module):
         ("layer used twice", "'Dense_0' or its kernel is used elsewhere"),
         ("kernel used elsewhere", "'Dense_0' or its kernel is used elsewhere"),
         ("masked", "with a mask"),
-        ("another axis", "not fit the features of 'Conv_0'"),
-        ("flax on another axis", "not fit the features of 'Conv_0'"),
-        ("stacked", "not fit the features of 'ScanLayer_0/Dense_0'"),
+        ("another axis", r"normalizes axes \(1,\)"),
+        ("flax on another axis", r"normalizes axes \(1,\)"),
+        ("stacked", "not fold into 'ScanLayer_0/Dense_0'"),
     ],
 )
 def test_what_is_not_foldable_is_refused_or_kept(case, words):
@@ -290,6 +290,86 @@ def test_what_is_not_foldable_is_refused_or_kept(case, words):
     assert (len(folded.layers), len(folded.refused)) == (0, 1)
     chex.assert_trees_all_equal(y, wanted)
     chex.assert_trees_all_equal(folded.variables, variables)
+
+
+ACTIVATIONS = [jbn.activations.leaky_relu(0.1), jbn.activations.elu(), jbn.activations.identity()]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_an_activation_of_a_norm_stays(activation, use_bias):
+    norm = jbn.inplace_batch_norm(activation=activation)
+
+    def with_small_scale(tree):
+        """Below the least scale of an in-place norm."""
+        factor = np.array([1e-3, 1, 1, 1, 1], np.float32)
+        return jax.tree.map_with_path(
+            lambda path, leaf: leaf * factor if "scale" in str(path) else leaf, trained(tree)
+        )
+
+    for wrapped in (norm, jbn.frozen(norm)):
+        module = jbn.linen.Norm(wrapped, use_running_average=True)
+        model: Any = nn.Sequential([nn.Dense(5, use_bias=use_bias), module])
+        variables = with_small_scale(model.init(jax.random.key(0), X))
+        folded = jbn.linen.fold(model, variables, X)
+        assert_close(folded.apply(folded.variables, X), model.apply(variables, X))
+        rngs = nnx.Rngs(0)
+        norms = jbn.nnx.Norm(wrapped, 5, use_running_average=True)
+        model = nnx.Sequential(nnx.Linear(4, 5, use_bias=use_bias, rngs=rngs), norms)
+        nnx.update(model, with_small_scale(nnx.state(model)))
+        assert_close(jbn.nnx.fold(model, X).model(X), model(X))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS[:2], ids=repr)
+def test_what_is_not_affine_is_refused(activation):
+    norm = jbn.inplace_batch_norm(activation=activation)
+    with pytest.raises(ValueError, match="infer is not affine"):
+        jbn.fold(partial(norm.infer, *norm.init(5)), jnp.ones((4, 5)))
+    model = nn.Sequential([nn.Dense(5), nn.BatchNorm(use_running_average=True)])
+    variables = model.init(jax.random.key(0), X)
+    with jbn.linen.replace_batch_norm(norm), pytest.raises(ValueError, match="not affine"):
+        jbn.linen.fold(model, variables, X)
+
+
+def test_folding_uses_the_norm_that_replaces():
+    model = nn.Sequential([nn.Dense(5), nn.BatchNorm(use_running_average=True)])
+    variables = trained(model.init(jax.random.key(0), X))
+    with jbn.linen.replace_batch_norm(jbn.batch_norm(epsilon=0.5)):
+        folded = jbn.linen.fold(model, variables, X)
+        wanted = model.apply(variables, X)
+    assert_close(folded.apply(folded.variables, X), wanted)
+    # The activation of a norm that does not run is not applied.
+    inplace = jbn.linen.Norm(jbn.inplace_batch_norm(), use_running_average=True)
+    model = nn.Sequential([nn.Dense(5), inplace])
+    with jbn.linen.replace_batch_norm(jbn.batch_norm(epsilon=0.5)):
+        folded = jbn.linen.fold(model, variables, X)
+    assert_close(folded.apply(folded.variables, X), wanted)
+
+
+def test_an_output_in_bfloat16_does_not_round_what_is_folded():
+    norm = jbn.batch_norm(dtype=jnp.bfloat16)
+    for wrapped in (norm, jbn.frozen(norm)):
+        model: Any = nn.Sequential([nn.Dense(5), jbn.linen.Norm(wrapped, True)])
+        variables = trained(model.init(jax.random.key(0), X))
+        params, stats = (variables[name]["layers_1"] for name in ("params", "batch_stats"))
+        folded = jbn.linen.fold(model, variables, X)
+        gain = params["scale"] / np.sqrt(stats["var"] + np.float32(1e-5))
+        wanted = np.asarray(variables["params"]["layers_0"]["kernel"]) * gain
+        np.testing.assert_allclose(
+            folded.variables["params"]["layers_0"]["kernel"], wanted, rtol=1e-6
+        )
+        assert folded.apply(folded.variables, X).dtype == jnp.bfloat16
+
+
+class PlainBatchNorm(nn.BatchNorm):
+    pass
+
+
+def test_a_plain_subclass_folds_like_flaxs():
+    norm = partial(PlainBatchNorm, use_running_average=True)
+    wanted, y, folded = linen_pair(nn.Sequential([nn.Dense(5), norm()]))
+    assert list(folded.layers) == ["layers_1"]
+    assert_close(y, wanted)
 
 
 def test_a_linen_model_is_folded_and_applied_in_inference():

@@ -11,9 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jbn._core.layout import Axes, Layout
+
+_FAR = 1e18
+"""Beyond the bend of every activation, and in the range of float32 after any norm."""
 
 
 def fold(
@@ -52,7 +56,8 @@ def fold(
 
     Raises:
       TypeError: `kernel` is not real floating point.
-      ValueError: `axis` or `bias` does not fit the kernel, or the norm does not fit its features.
+      ValueError: `axis` or `bias` does not fit the kernel, or the norm does not fit its features;
+        or `infer` is not affine, where it is not traced.
     """
     kernel = jnp.asarray(kernel)
     layout = Layout.of(kernel, axis)
@@ -64,6 +69,17 @@ def fold(
             f"shape {shape} on axis={axis}."
         )
     wide = np.result_type(layout.dtype, before.dtype)
-    after, gain = jax.jvp(infer, (before.astype(wide),), (jnp.ones(shape, wide),))
-    kernel_after = kernel.astype(wide) * layout.expand(gain.astype(wide))[0]
-    return kernel_after.astype(kernel.dtype), after.astype(before.dtype)
+    # The slope of an affine function is the same everywhere.
+    points = jnp.stack(
+        [before.astype(wide), jnp.full(shape, -_FAR, wide), jnp.full(shape, _FAR, wide)]
+    )
+    after, gain = jax.jvp(jax.vmap(infer), (points,), (jnp.ones_like(points),))
+    if not isinstance(gain, Tracer) and not np.array_equal(
+        gain, jnp.broadcast_to(gain[:1], gain.shape), equal_nan=True
+    ):
+        raise ValueError(
+            "infer is not affine, as of a norm with an activation: fold the norm without it, and "
+            "apply the activation after the layer."
+        )
+    kernel_after = kernel.astype(wide) * layout.expand(gain[0].astype(wide))[0]
+    return kernel_after.astype(kernel.dtype), after[0].astype(before.dtype)

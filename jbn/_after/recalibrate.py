@@ -147,7 +147,7 @@ def _with_count_0(path: str, node: Any) -> Any:
     # does where layers or models are stacked.
     fields = fields_of(node)
     like = fields.get("count", fields["mean"])
-    return with_fields(node, count=jnp.zeros(like.shape, jnp.int32))
+    return with_fields(node, count=jnp.zeros(like.shape, jnp.float32))
 
 
 def _replaced(node: Any, exact: Moments) -> Any:

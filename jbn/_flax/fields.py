@@ -1,24 +1,92 @@
-"""The fields and arguments of Flax's BatchNorm, in jbn's terms."""
+"""The fields and arguments of Flax's modules, in jbn's terms."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from jbn._core.layout import Axes, Layout
+from jbn._core.layout import Axes
 from jbn._norms.batch import batch_norm
-from jbn._norms.norm import BatchNormParams, Norm
+from jbn._norms.domain import domain_norm
+from jbn._norms.norm import BatchNormParams, Norm, require_norm
+
+Where = Callable[[str], bool]
+"""Picks layers by their paths, which are joined by "/"."""
 
 
-def norm_from_fields(module: Any, params: BatchNormParams, x: jax.Array, **changes: Any) -> Norm:
-    """Returns the norm that the fields of a module describe; `changes` replace its options."""
-    options = {"decay": module.momentum, "dtype": module.dtype or _common_dtype(x, params)}
+def everywhere(path: str) -> bool:
+    """Picks every layer."""
+    return True
+
+
+def as_floating(x: ArrayLike) -> jax.Array:
+    """Returns `x` as an array, and integers as float32, as Flax's norms take them."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
+def norm_from_fields(module: Any, params: BatchNormParams, x: ArrayLike) -> Norm:
+    """Returns the norm that the fields of a BatchNorm describe."""
     same = ("axis", "epsilon", "axis_name", "axis_index_groups", "use_scale", "use_bias")
-    return batch_norm(**options | {name: getattr(module, name) for name in same} | changes)
+    options = {name: getattr(module, name) for name in same}
+    dtype = module.dtype or _common_dtype(x, params)
+    return batch_norm(decay=module.momentum, dtype=dtype, **options)
 
 
-def require_same_params(layer: object, params: BatchNormParams, wanted: BatchNormParams) -> None:
+def per_domain(norm: Norm | domain_norm) -> Norm:
+    """Returns the norm of each domain, or the norm itself."""
+    return norm.norm if isinstance(norm, domain_norm) else norm
+
+
+def stored_fields(norm: Norm | domain_norm, state: Any) -> dict[str, jax.Array]:
+    """Returns the fields of a state that modules store: a count only where the norm needs it."""
+    fields = state._asdict()
+    if not per_domain(norm).needs_count:
+        fields.pop("count", None)
+    return fields
+
+
+def stack_like(stacked: jax.Array, feature_shape: tuple[int, ...], field: jax.Array) -> jax.Array:
+    """Returns a field of the state of one layer, repeated for a stack of layers.
+
+    Args:
+      stacked: a field of the stack, whose shape in one layer is `feature_shape`.
+      feature_shape: likewise.
+      field: `[]` or `[*features]`, of one layer.
+    """
+    shape, rank = stacked.shape, len(feature_shape)
+    starts = range(stacked.ndim - rank, -1, -1)
+    start = next(at for at in starts if shape[at : at + rank] == feature_shape)
+    before, after = shape[:start], shape[start + rank :]
+    field = jnp.expand_dims(field, (*range(len(before)), *range(-len(after), 0)))
+    return jnp.broadcast_to(field, before + field.shape[start : field.ndim - len(after)] + after)
+
+
+def require_module_norm(norm: object) -> None:
+    """Checks the norm of a module, or the one that replaces it.
+
+    Raises:
+      TypeError: it is not a `jbn.Norm`.
+    """
+    if isinstance(norm, domain_norm):
+        raise TypeError(f"norm={norm} has domains: use DomainNorm, whose calls take the domain.")
+    require_norm(norm)
+
+
+def require_domain_norm(norm: object) -> None:
+    """Checks the norm of a DomainNorm.
+
+    Raises:
+      TypeError: it is not a `jbn.domain_norm`.
+    """
+    if not isinstance(norm, domain_norm):
+        raise TypeError(f"norm={norm!r} must be a jbn.domain_norm(norm, num_domains).")
+
+
+def require_same_params(layer: str, params: BatchNormParams, wanted: BatchNormParams) -> None:
     """Checks that a norm learns what a layer learns.
 
     Raises:
@@ -28,30 +96,30 @@ def require_same_params(layer: object, params: BatchNormParams, wanted: BatchNor
         if (value is None) != (getattr(wanted, name) is None):
             one, other = ("layer", "norm") if value is not None else ("norm", "layer")
             raise ValueError(
-                f"the {one} has a {name} and the {other} has none, in layer {layer}: choose "
+                f"the {one} has a {name} and the {other} has none, in layer {layer!r}: choose "
                 f"use_{name}={value is not None} for the norm."
             )
 
 
-def position_mask(mask: ArrayLike | None, x: jax.Array, axis: Axes) -> jax.Array | None:
-    """Returns a mask that broadcasts to all of `x`, as Flax's do, without its feature axes.
+def require_same_axis(layer: str, axis: Axes, norm: Norm | domain_norm, ndim: int = 0) -> None:
+    """Checks that a norm has the feature axes of a layer; `ndim` is the rank of x, if known.
 
     Raises:
-      ValueError: the mask differs between features of one position.
+      ValueError: it has others.
     """
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    axes = Layout.of(x, axis).axes
-    shape = (1,) * (x.ndim - mask.ndim) + mask.shape
-    if any(shape[a] != 1 for a in axes):
+
+    def positions(axes: Axes) -> list[int]:
+        return sorted(int(a) + ndim if a < 0 else int(a) for a in np.atleast_1d(axes))
+
+    other = per_domain(norm).axis
+    if positions(axis) != positions(other):
         raise ValueError(
-            f"mask of shape {mask.shape} must have size 1 on the feature axes {axes} of x "
-            f"{x.shape}: it marks positions, not single features."
+            f"layer {layer!r} has its features on axis={axis} and the norm on axis={other}: "
+            f"choose axis={axis} for the norm, or leave the layer out by `where`."
         )
-    return mask.reshape(tuple(n for a, n in enumerate(shape) if a not in axes))
 
 
-def _common_dtype(x: jax.Array, params: BatchNormParams) -> jnp.dtype:
+def _common_dtype(x: ArrayLike, params: BatchNormParams) -> jnp.dtype:
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(x, *jax.tree.leaves(params))
+        dtype = jnp.result_type(x, *jax.tree.leaves(params))
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)

@@ -5,6 +5,7 @@ A norm can be folded if its marked input is the marked output of a layer, and no
 either that output or the layer's kernel.
 """
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Jaxpr, JaxprEqn, Var, subjaxprs
 from jax.typing import DTypeLike
 
+from jbn._core.layout import Layout
+from jbn._norms.frozen import frozen
+from jbn._norms.method import Method
+from jbn._norms.norm import Norm
+from jbn.activations import InvertibleActivation, identity
+
 Kind = Literal["layer", "norm"]
 
 
@@ -22,16 +29,34 @@ class Call(NamedTuple):
     """How a norm was called in the trace.
 
     Attributes:
-      norm: the module.
+      norm: the module, of which only the linear part is folded.
       ndim: rank of x.
       dtype: of y.
-      masked: whether with a mask.
+      activation: of the norm, which stays; or None.
+      refusal: why the norm cannot be folded, as far as its call shows it.
     """
 
     norm: Any
     ndim: int
     dtype: DTypeLike
-    masked: bool
+    activation: InvertibleActivation | None
+    refusal: str | None
+
+    @classmethod
+    def of(cls, module: Any, y: jax.Array, masked: bool, activation: Any) -> "Call":
+        """Returns what a call shows; `activation` is that of the norm."""
+        axes = Layout.of(y, getattr(module, "norm", module).axis).axes
+        refusal = None
+        if masked:
+            refusal = "it is called with a mask"
+        elif axes != (y.ndim - 1,):
+            refusal = f"it normalizes axes {axes} of its input, not the last, of the features"
+        return cls(module, y.ndim, y.dtype, activation, refusal)
+
+    def finish(self, x: jax.Array) -> jax.Array:
+        """Returns what the norm does after its linear part has been folded."""
+        y = x.astype(self.dtype)
+        return y if self.activation is None else self.activation.apply(y).astype(self.dtype)
 
 
 class Traced(NamedTuple):
@@ -106,20 +131,45 @@ def fold_each(
     """
     folded, refused = {}, dict(traced.refused)
     for norm, layer in traced.layers.items():
-        if calls[norm].masked:
-            refused[norm] = "it is called with a mask"
+        if refusal := calls[norm].refusal:
+            refused[norm] = refusal
             continue
         try:
             fold_one(norm, layer)
             folded[norm] = layer
         except (ValueError, ScopeParamShapeError) as error:
-            refused[norm] = f"it does not fit the features of {layer!r}: {error}"
+            refused[norm] = f"it does not fold into {layer!r}: {str(error).rstrip('.')}"
     if strict and refused:
         reasons = "".join(f"\n  {norm}: {why}." for norm, why in refused.items())
         raise ValueError(
             f"{len(refused)} norms cannot be folded; strict=False leaves them as they are.{reasons}"
         )
     return Traced(folded, refused)
+
+
+def linear_part(norm: Norm) -> tuple[Norm, InvertibleActivation | None]:
+    """Returns the norm without its activation and with a wide output, and the activation."""
+    if isinstance(norm, frozen):
+        linear, activation = linear_part(norm.norm)
+        return dataclasses.replace(norm, norm=linear), activation
+    if not isinstance(norm, Method):
+        return norm, None
+    # Not None: with an activation, small scales count as larger ones.
+    linear = None if norm.activation is None else identity()
+    return dataclasses.replace(norm, dtype=None, activation=linear), norm.activation
+
+
+def require_feature_vectors(vectors: Mapping[str, Any], features: int) -> None:
+    """Checks that a norm, of which Flax checks little, has one value per feature of a layer.
+
+    Raises:
+      ValueError: a vector has another shape.
+    """
+    for name, vector in vectors.items():
+        if vector.ndim and vector.shape != (features,):
+            raise ValueError(
+                f"{name} of shape {vector.shape} does not fit the {features} features of the layer"
+            )
 
 
 def require_inference(norm: str, module: Any, use_running_average: bool | None) -> None:

@@ -1,6 +1,7 @@
 """One norm with the statistics of several domains."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -89,18 +90,25 @@ class domain_norm(Value):
         x = jnp.asarray(x)
         domain, known = self._checked(domain)
         if domain.ndim == 0:
-            y, new = self.norm.train(params, _row(state, domain), x, mask=mask)
+            row = _row(state, domain)
+            y, new = self.norm.train(params, row, x, mask=mask)
+            if new is row:
+                return _where(known, y), state
             state = jax.tree.map(jnp.asarray, state)
             moved = jax.tree.map(lambda rows, row: rows.at[domain].set(row), state, new)
             return _where(known, y), jax.tree.map(partial(jnp.where, known), moved, state)
         layout = Layout.of(x, self.norm.axis, mask)
         domain = layout.align("domain", domain, x)
+        masks = self._masks(domain, layout)
+        rows = [_row(state, i) for i, _ in masks]
         outputs = [
-            self.norm.train(params, _row(state, i), x, mask=own)
-            for i, own in self._masks(domain, layout)
+            self.norm.train(params, row, x, mask=own)
+            for row, (_, own) in zip(rows, masks, strict=True)
         ]
-        ys, rows = zip(*outputs, strict=True)
-        return _pick(domain, ys), jax.tree.map(lambda *row: jnp.stack(row), *rows)
+        ys, new = zip(*outputs, strict=True)
+        if all(map(operator.is_, new, rows)):
+            return _pick(domain, ys), state
+        return _pick(domain, ys), jax.tree.map(lambda *row: jnp.stack(row), *new)
 
     def infer(
         self,

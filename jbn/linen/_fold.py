@@ -10,8 +10,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jbn
 from jbn._flax import fold_trace
-from jbn.linen._modules import BatchNorm, Norm
-from jbn.linen._replace import intercept_calls, replace_batch_norm
+from jbn.linen._apply import path_of
+from jbn.linen._batch_norm import BatchNorm
+from jbn.linen._intercept import intercept_calls, intercepted
+from jbn.linen._norm import Norm
 
 _LAYERS = (nn.Conv, nn.ConvTranspose, nn.Dense)
 _NORMS = (BatchNorm, Norm, nn.BatchNorm)
@@ -23,7 +25,7 @@ class Folded(NamedTuple):
     Attributes:
       apply: `apply(variables, *args, **kwargs)`, that of the model without the folded norms.
       variables: for `apply`. A folded layer has another kernel and bias. If the layer takes no
-        bias, the norm adds the bias, and does nothing else.
+        bias, the norm adds the bias. An activation of the norm stays.
       layers: by path of each folded norm, the path of its layer.
       refused: by path of each norm that was not folded, the reason.
     """
@@ -39,8 +41,8 @@ def fold(
 ) -> Folded:
     """Folds the norms of a model into the linear layers that feed them.
 
-    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`, the norms those of `jbn.linen` and
-    `nn.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`, the norms `Norm` and `BatchNorm`
+    of `jbn.linen` and `nn.BatchNorm`. The model is traced, not run, to find the layer of each norm.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> x = jnp.ones((8, 3))
@@ -64,22 +66,34 @@ def fold(
     variables = nn.unbox(variables)
     layers: dict[str, nn.Module] = {}
     calls: dict[str, fold_trace.Call] = {}
+    replaced = intercepted()  # Then another norm runs than that of the module.
 
-    def call_layer(module, call, *args, **kwargs):
-        layers[_name(module)] = module
-        return fold_trace.mark(call(*args, **kwargs), "layer", _name(module))
+    def call_layer(name, module, call, *args, **kwargs):
+        layers[name] = module
+        return fold_trace.mark(call(*args, **kwargs), "layer", name)
 
-    def call_norm(module, call, x, use_running_average=None, *, mask=None):
-        fold_trace.require_inference(_name(module), module, use_running_average)
-        y = call(fold_trace.mark(x, "norm", _name(module)), use_running_average, mask=mask)
-        # Without a dtype, y has that of the kernel.
-        wide = {"dtype": None} if hasattr(module, "dtype") else {}
+    def call_norm(name, module, call, x, use_running_average=None, *, mask=None):
+        fold_trace.require_inference(name, module, use_running_average)
+        y = call(fold_trace.mark(x, "norm", name), use_running_average, mask=mask)
+        wide: dict[str, Any] = {}
+        activation = None
+        if hasattr(module, "dtype"):
+            wide["dtype"] = None  # Then y has that of the kernel.
+        elif not replaced:
+            wide["norm"], activation = fold_trace.linear_part(module.norm)
         norm = module.clone(parent=None, use_running_average=True, **wide)
-        calls[_name(module)] = fold_trace.Call(norm, y.ndim, y.dtype, mask is not None)
+        calls[name] = fold_trace.Call.of(norm, y, mask is not None, activation)
         return y
 
-    spies = dict.fromkeys(_LAYERS, call_layer) | dict.fromkeys(_NORMS, call_norm)
-    with intercept_calls(spies, key=object()):
+    def spy(context, call, *args, **kwargs):
+        module = context.module
+        if type(module) in _LAYERS:
+            return call_layer(path_of(module), module, call, *args, **kwargs)
+        if _is_norm(module):
+            return call_norm(path_of(module), module, call, *args, **kwargs)
+        return call(*args, **kwargs)
+
+    with intercept_calls(spy, key=object()):
         traced = fold_trace.trace(
             lambda variables: model.apply(variables, *args, **kwargs),
             variables,
@@ -94,18 +108,22 @@ def fold(
 
     folded, refused = fold_trace.fold_each(traced, calls, fold_one, strict)
 
-    def call_folded(module, call, x, use_running_average=None, *, mask=None):
-        if _name(module) not in folded:
-            return call(x, use_running_average, mask=mask)
-        fold_trace.require_inference(_name(module), module, use_running_average)
+    def call_folded(module, x, use_running_average=None, *, mask=None):
+        fold_trace.require_inference(path_of(module), module, use_running_average)
         bias = module.get_variable("params", "bias")
         y = x if bias is None else x.astype(bias.dtype) + jnp.broadcast_to(bias, x.shape)
-        return y.astype(calls[_name(module)].dtype)
+        return calls[path_of(module)].finish(y)
 
-    stand_ins, key = dict.fromkeys(_NORMS, call_folded), object()
+    def stand_in(context, call, *args, **kwargs):
+        module = context.module
+        if _is_norm(module) and path_of(module) in folded:
+            return call_folded(module, *args, **kwargs)
+        return call(*args, **kwargs)
+
+    key = object()
 
     def apply(variables, *args, **kwargs):
-        with intercept_calls(stand_ins, key):
+        with intercept_calls(stand_in, key):
             return model.apply(variables, *args, **kwargs)
 
     return Folded(apply, unflatten_dict(leaves), folded, refused)
@@ -119,10 +137,8 @@ def _fold_one(
     of_norm = {(key[0], key[-1]): leaf for key, leaf in leaves.items() if key[1:-1] == norm_path}
 
     def infer(x: jax.Array) -> jax.Array:
-        with replace_batch_norm():  # Flax's norm does not check shapes.
-            y: Any = call.norm.apply(
-                unflatten_dict(of_norm), jnp.expand_dims(x, range(call.ndim - 1))
-            )
+        fold_trace.require_feature_vectors({key[-1]: of_norm[key] for key in of_norm}, x.size)
+        y: Any = call.norm.apply(unflatten_dict(of_norm), jnp.expand_dims(x, range(call.ndim - 1)))
         return y.reshape(x.shape)
 
     own_bias = module.use_bias
@@ -138,5 +154,5 @@ def _fold_one(
     return leaves | folded
 
 
-def _name(module: nn.Module) -> str:
-    return "/".join(module.path)
+def _is_norm(module: nn.Module) -> bool:
+    return any(type(module).__call__ is kind.__call__ for kind in _NORMS)

@@ -6,13 +6,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 import jbn
 from jbn._core.layout import Mask
 from jbn._flax import fold_trace
-from jbn.nnx._modules import BatchNorm, Norm, modules_by_path
-from jbn.nnx._replace import replace_batch_norm
+from jbn.nnx._batch_norm import BatchNorm
+from jbn.nnx._module import ModeModule, modules_by_path
+from jbn.nnx._norm import Norm
 
 _LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear)
 _NORMS = (BatchNorm, Norm, nnx.BatchNorm)
@@ -37,8 +37,9 @@ class Folded(NamedTuple, Generic[Model]):
 def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded[Model]:
     """Folds the norms of a model into the linear layers that feed them.
 
-    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`, the norms those of `jbn.nnx`
-    and `nnx.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`, the norms `Norm` and
+    `BatchNorm` of `jbn.nnx` and `nnx.BatchNorm`. The model is traced, not run, to find the layer of
+    each norm.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -62,7 +63,7 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
     calls: dict[str, fold_trace.Call] = {}
     spied: Any = nnx.clone(model)
     for path, module in modules_by_path(spied).items():
-        if type(module) in _LAYERS + _NORMS:
+        if type(module) in _LAYERS or _is_norm(type(module)):
             module.__class__ = _spying(type(module))
             module.fold_name = path
             module.fold_report = functools.partial(calls.__setitem__, path)
@@ -82,7 +83,7 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
     folded, refused = fold_trace.fold_each(traced, calls, fold_one, strict)
 
     def replace(path, node):
-        return _Passing(_name(path), calls[_name(path)].dtype) if _name(path) in folded else node
+        return _Folded(_name(path), calls[_name(path)]) if _name(path) in folded else node
 
     return Folded(nnx.recursive_map(replace, model), folded, refused)
 
@@ -98,34 +99,39 @@ def _spying(cls: type[nnx.Module]) -> type[nnx.Module]:
         fold_trace.require_inference(self.fold_name, self, use_running_average)
         x = fold_trace.mark(x, "norm", self.fold_name)
         y = cls.__call__(self, x, use_running_average, mask=mask)
-        self.fold_report(fold_trace.Call(self, y.ndim, y.dtype, mask is not None))
+        activation = fold_trace.linear_part(self.norm)[1] if hasattr(self, "norm") else None
+        self.fold_report(fold_trace.Call.of(self, y, mask is not None, activation))
         return y
 
     return type(cls.__name__, (cls,), {"__call__": call_layer if cls in _LAYERS else call_norm})
 
 
-class _Passing(nnx.Module):
+class _Folded(ModeModule):
     """Stands where a folded norm was."""
 
-    def __init__(self, name: str, dtype: DTypeLike):
-        self.name, self.dtype = name, dtype
+    def __init__(self, name: str, call: fold_trace.Call):
+        self.name, self.finish = name, call.finish
         self.use_running_average = True
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: Mask = None
     ) -> jax.Array:
-        """Returns `x` in the dtype of the norm's output."""
+        """Returns `x` in the dtype of the norm's output, after the norm's activation."""
         fold_trace.require_inference(self.name, self, use_running_average)
-        return x.astype(self.dtype)
+        return self.finish(x)
 
 
 def _fold_one(norm: Any, call: fold_trace.Call, layer: Any) -> None:
     """Folds a norm into a layer, or raises ValueError and changes nothing."""
-    norm = replace_batch_norm(norm)  # Flax's norm does not check shapes.
-    if hasattr(norm, "dtype"):
+    norm = nnx.clone(norm)
+    if hasattr(norm, "norm"):
+        norm.norm, _ = fold_trace.linear_part(norm.norm)
+    else:
         norm.dtype = None  # Then y has that of the kernel.
 
     def infer(x: jax.Array) -> jax.Array:
+        vectors = {_name(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(norm))}
+        fold_trace.require_feature_vectors(vectors, x.size)
         return norm(jnp.expand_dims(x, range(call.ndim - 1)), True).reshape(x.shape)
 
     kernel, bias = jbn.fold(
@@ -137,6 +143,10 @@ def _fold_one(norm: Any, call: fold_trace.Call, layer: Any) -> None:
     layer.kernel[...] = kernel
     layer.bias = nnx.Param(bias)
     layer.use_bias = True
+
+
+def _is_norm(cls: type) -> bool:
+    return any(cls.__call__ is kind.__call__ for kind in _NORMS)
 
 
 def _name(path: tuple[Any, ...]) -> str:

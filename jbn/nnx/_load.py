@@ -8,7 +8,9 @@ from flax import nnx
 import jbn
 from jbn._flax.load import match_paths, new_values
 from jbn.convert import Layer
-from jbn.nnx._modules import BatchNorm, Norm, modules_by_path
+from jbn.nnx._batch_norm import BatchNorm
+from jbn.nnx._module import modules_by_path
+from jbn.nnx._norm import Norm
 
 
 def load_norms(model: Any, layers: Mapping[str, Layer], *, strict: bool = True) -> None:

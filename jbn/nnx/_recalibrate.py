@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import jbn
-from jbn.nnx._modules import BatchNorm, Norm, modules_by_path
+from jbn.nnx._replace import norms
 
 Model = TypeVar("Model")
 Batch = TypeVar("Batch")
@@ -38,12 +39,19 @@ def recalibrate(
       By path of each norm, how far the running statistics were off.
 
     Raises:
+      TypeError: `batches` is an array.
       ValueError: the model has no norm of `jbn.nnx`, or no value reached any.
     """
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise TypeError(
+            f"batches is one array, of shape {batches.shape}: pass [batches] if it is one batch, "
+            "or list(batches) if its first axis counts batches."
+        )
     copy = nnx.clone(model)
-    for norm in _norms(copy).values():
+    norm: Any
+    for norm in norms(copy).values():
         norm.use_running_average = False
-        norm.count = nnx.BatchStat(jnp.zeros(norm.mean.shape, jnp.int32))
+        norm.count = nnx.BatchStat(jnp.zeros(norm.mean.shape, jnp.float32))
     graph, values = nnx.split(copy)
 
     @jax.jit
@@ -61,20 +69,15 @@ def recalibrate(
     return drift
 
 
-def _norms(model: Any) -> dict[str, Any]:
-    modules = modules_by_path(model)
-    return {path: norm for path, norm in modules.items() if isinstance(norm, BatchNorm | Norm)}
-
-
 def _read(model: Any, names: tuple[str, ...]) -> dict[str, dict[str, jax.Array]]:
     return {
         path: {name: getattr(norm, name)[...] for name in names}
-        for path, norm in _norms(model).items()
+        for path, norm in norms(model).items()
     }
 
 
 def _write(model: Any, state: dict[str, dict[str, jax.Array]]) -> None:
-    norms = _norms(model)
+    by_path = norms(model)
     for path, fields in state.items():
         for name, value in fields.items():
-            getattr(norms[path], name)[...] = value
+            getattr(by_path[path], name)[...] = value
