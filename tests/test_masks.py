@@ -45,7 +45,7 @@ def test_every_shape_of_a_mask(axis, which):
     np.testing.assert_allclose(batch.var, var, rtol=1e-5)
     norm = jbn.batch_norm(axis=axis)
     params, state = norm.init(batch.mean.shape)
-    params = params._replace(bias=params.bias + 7)
+    params = params._replace(bias=jnp.full(batch.mean.shape, 7.0))
     hidden = ~np.broadcast_to(np.expand_dims(full, tuple(axes)), x.shape)
     for y in (norm.train(params, state, x, mask=mask)[0], norm.infer(params, state, x, mask=mask)):
         np.testing.assert_array_equal(np.asarray(y)[hidden], 7)

@@ -238,6 +238,13 @@ def test_errors_name_what_is_wrong(states, options, words):
         jbn.merge_states(states, **options)
 
 
+def test_a_single_state_is_not_a_sequence_of_states():
+    state = jbn.batch_norm().init(3)[1]
+    for one in (state, {"norm": state}):
+        with pytest.raises(TypeError, match="got one of them: pass"):
+            jbn.merge_states(one)  # pyright: ignore
+
+
 def test_an_axis_name_must_be_bound():
     with pytest.raises(NameError, match="axis_name='d' is not bound"):
         jbn.merge_states(STATES, axis_name="d")

@@ -9,7 +9,7 @@ Over the devices of a pmap or shard_map, before evaluation:
     stats = jbn.merge_states([stats], axis_name="data")
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, TypeVar
 
@@ -65,10 +65,13 @@ def merge_states(
       A state of the same structure and dtypes. The arithmetic is in float32 or wider.
 
     Raises:
+      TypeError: `states` is a single state.
       ValueError: `states` is empty, the structures or shapes of the states differ, `weights` has
         another length, or a weight is negative or not a number.
       NameError: `axis_name` is not bound.
     """
+    if isinstance(states, Mapping) or hasattr(states, "_fields"):
+        raise TypeError("states must be a sequence of states, got one of them: pass [state].")
     states = list(states)
     weights = [1.0] * len(states) if weights is None else list(weights)
     _require_states_and_weights(states, weights)

@@ -309,5 +309,6 @@ def _require_two_values(norm, x, layout, num_shards) -> None:
         where = "" if size is None else f" in a group of group_size={size}"
         raise ValueError(
             f"x of shape {x.shape} has one value per feature on axis={norm.axis}{where}: its "
-            "variance is 0 and y would be the bias alone. Train on more examples, or use infer."
+            "variance is 0 and y would be the bias alone. Train on two examples or more, or use "
+            "infer; in a Flax model use_running_average=True, such as by model.eval()."
         )
