@@ -94,3 +94,43 @@ def test_bfloat16_statistics_are_those_of_the_rounded_values(offset):
     mean, var, _ = reference.moments(np.asarray(x))
     np.testing.assert_allclose(batch.mean, mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(batch.var, var, rtol=1e-5)
+
+
+def _with_an_outlier(x, at):
+    x[at] += np.sqrt(len(x))
+    return x
+
+
+def _with_a_border(x):
+    """Images of 25 x 40 with 4 rows and columns of zeros on each side."""
+    images = x.reshape(-1, 25, 40, 1)
+    inside = np.pad(np.ones((17, 32)), 4)[..., None]
+    return (images * inside).reshape(-1, 1).astype(np.float32)
+
+
+HARD = {
+    "first": functools.partial(_with_an_outlier, at=0),
+    "middle": functools.partial(_with_an_outlier, at=500_000),
+    "last": functools.partial(_with_an_outlier, at=-1),
+    "sorted": functools.partial(np.sort, axis=0),
+    "border": _with_a_border,
+    "two blocks": lambda x: np.concatenate([np.zeros_like(x[::2]), 1 + x[::2]]),
+}
+
+
+@pytest.mark.parametrize("change", HARD.values(), ids=HARD)
+@pytest.mark.parametrize(
+    ("offset", "platform"), [(0, "cpu"), (1e4, "cpu"), (0, "tpu")], indirect=["platform"]
+)
+def test_data_whose_first_elements_are_unlike_the_others(change, offset, platform):
+    x = change(data((1_000_000, 1), 0, offset))
+    batch = jax.jit(lambda x: jbn.moments(x.reshape(-1, 25, 40, 1)))(x)
+    np.testing.assert_allclose(batch.var, reference.moments(x)[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("valid", [2, 3, 1000])
+def test_rare_valid_values_far_from_0(valid):
+    x, mask = data((200_000, 2), 0, 1e4), np.zeros(200_000, bool)
+    mask[np.random.default_rng(1).choice(len(mask), valid, replace=False)] = True
+    batch = jax.jit(lambda x, mask: jbn.moments(x, mask=mask))(x, mask)
+    np.testing.assert_allclose(batch.var, reference.moments(x, mask=mask)[1], rtol=1e-5)
