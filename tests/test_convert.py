@@ -300,7 +300,7 @@ def test_statistics_are_read_in_float32_or_wider(dtype):
 
 def test_float64_statistics_stay_float64_where_jax_has_it(x64):
     arrays = convert.write("flax", layer_of()).arrays
-    layer = convert.read("flax", arrays | {"var": np.float64([1 + 1e-12, 2, 3])})
+    layer = convert.read("flax", arrays | {"var": np.array([1 + 1e-12, 2, 3])})
     assert layer.state.mean.dtype == layer.state.var.dtype == jnp.float64
     assert layer.state.var[0] == 1 + 1e-12
 
@@ -316,7 +316,7 @@ def test_tensors_of_torch_are_read_in_their_dtypes():
     real = torch.nn.BatchNorm1d(FEATURES).bfloat16()
     arrays = dict(real.named_parameters()) | dict(real.named_buffers())
     layer = convert.read("torch", arrays)
-    assert {leaf.dtype for leaf in layer.params} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(layer.params)} == {jnp.dtype(jnp.bfloat16)}
     chex.assert_trees_all_equal(layer.state, jbn.batch_norm().init(FEATURES)[1])
 
 
