@@ -43,6 +43,8 @@ def _sums_by_slices(sums, shift, x, layout):
     if len(layout.reduced) < 2:
         return sums(shift, x, layout)
     inner = layout.reduced[-1]
+    if not isinstance(x.shape[inner], int):
+        return sums(shift, x, layout)
     slices = math.gcd(x.shape[inner], 8)
 
     def add_up(x, shift, layout):

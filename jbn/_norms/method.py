@@ -19,7 +19,7 @@ from jbn._core.normalize import apply
 from jbn._core.shards import AxisName, Groups, Shards
 from jbn._core.value import Value, require_scalars
 from jbn._norms.norm import BatchNormParams, Norm, State
-from jbn._train.groups import by_groups, require_group_size
+from jbn._train.groups import by_groups, require_examples, require_group_size
 from jbn._train.in_place import bounded_scale, in_place
 from jbn.activations import InvertibleActivation
 
@@ -205,9 +205,12 @@ def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
     if method.like_inference and not shards.bound():
         shards = Shards()
     num_shards = 1 if shards.axis_name is None else shards.size()
+    group_size = None if method.like_inference else norm.group_size
+    if group_size is not None:
+        require_examples(x, layout, group_size)
     if not method.takes_single_values:
-        _require_two_values(norm, x, layout, num_shards)
-    through = whole if norm.group_size is None or method.like_inference else by_groups
+        _require_two_values(norm, x, layout, group_size, num_shards)
+    through = whole if group_size is None else by_groups
     through = through if norm.activation is None else in_place
     step = partial(_step, masked=layout.mask is not None)
     return through(step, (method, state), x, scale, bias, layout, shards, norm)
@@ -300,9 +303,8 @@ def _shard_like(state: Any, like: Any) -> Any:
     return jax.tree.map(reshard, state, like)
 
 
-def _require_two_values(norm, x, layout, num_shards) -> None:
+def _require_two_values(norm, x, layout, size, num_shards) -> None:
     examples = (x.shape[layout.reduced[0]] if layout.reduced else 1) * num_shards
-    size = norm.group_size
     if size is not None:
         examples = min(size, examples, examples % size or size)
     if examples * layout.values_per_example == 1:

@@ -30,26 +30,31 @@ def require_group_size(group_size: int, index_groups: Groups | None, activation:
         raise ValueError(f"group_size={group_size} goes with neither of {other}: choose one.")
 
 
+def require_examples(x: jax.Array, layout: Layout, group_size: int) -> None:
+    """Checks that x has a known number of examples, of which groups can be made.
+
+    Raises:
+      ValueError: x has no axis of examples, or their number is symbolic.
+    """
+    if not layout.reduced:
+        raise ValueError(
+            f"x of shape {x.shape} has no axis of examples for group_size={group_size} to count "
+            "along: give it one, of size 1 under a vmap over examples."
+        )
+    examples = x.shape[layout.reduced[0]]
+    if not isinstance(examples, int):
+        raise ValueError(
+            f"x has a symbolic number of examples, {examples}, of which groups of "
+            f"group_size={group_size} cannot be made: export training with a fixed number."
+        )
+
+
 def by_groups(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Array, Any]:
     """Normalizes each group of `norm.group_size` examples by itself; see `whole` for the arguments.
 
     A group that lies on several shards has the moments of all of it, and each shard normalizes the
     examples that it holds. The next state is that of the moments of all groups, merged.
-
-    Raises:
-      ValueError: x has no axis of examples, or their number is symbolic.
     """
-    examples = x.shape[layout.reduced[0]] if layout.reduced else 0
-    if not isinstance(examples, int):
-        raise ValueError(
-            f"x has a symbolic number of examples, {examples}, of which groups of "
-            f"group_size={norm.group_size} cannot be made: export training with a fixed number."
-        )
-    if not layout.reduced:
-        raise ValueError(
-            f"x of shape {x.shape} has no axis of examples for group_size={norm.group_size} to "
-            "count along: give it one, of size 1 under a vmap over examples."
-        )
     x = save_point(x)
     at = layout.reduced[0]
     size = math.gcd(x.shape[at], norm.group_size)
