@@ -434,3 +434,16 @@ def test_a_count_is_one_number_and_vectors_are_vectors(shape):
 def test_what_cannot_be_written(error, layout, options, words):
     with pytest.raises(error, match=words):
         convert.write(layout, layer_of()._replace(options=options))
+
+
+@pytest.mark.parametrize("count", [-1, np.nan, np.inf])
+def test_an_impossible_count_is_an_error(count):
+    arrays = convert.write("torch", layer_of()).arrays | {"num_batches_tracked": np.array(count)}
+    with pytest.raises(ValueError, match="finite and not negative"):
+        convert.read("torch", arrays)
+
+
+def test_arrays_of_another_byte_order():
+    arrays = convert.write("torch", layer_of()).arrays
+    swapped = {name: np.asarray(a).astype(a.dtype.newbyteorder()) for name, a in arrays.items()}
+    chex.assert_trees_all_equal(convert.read("torch", swapped), convert.read("torch", arrays))

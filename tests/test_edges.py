@@ -1,5 +1,6 @@
 """Batches at the edges: empty, huge, single; scales of 0."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -89,6 +90,14 @@ def test_gradients_where_a_scale_of_zero_meets_exact_zeros():
     normalized = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     expected = np.sum(normalized * (shortcut > 0), 0)
     np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(3)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e10, 1e20, 1e28])
+def test_a_scale_of_zero_and_huge_values(size):
+    norm = jbn.batch_norm()
+    params = jbn.BatchNormParams(jnp.zeros(1), jnp.ones(1))
+    x = np.array([[size], [-size]], np.float32)
+    np.testing.assert_array_equal(norm.infer(params, norm.init(1)[1], x), 1)
 
 
 @pytest.mark.parametrize("gain", [1e-30, 1e-8, 1.0, 1e8])
@@ -208,3 +217,55 @@ def test_a_traced_domain_out_of_range_moves_nothing(domain):
     for known in (domain, np.int32(domain), jnp.int32(domain)):
         with pytest.raises(ValueError, match=f"domain={domain} must be from 0 to 1"):
             norm.infer(params, state, x, known)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_domains_of_any_integer_dtype(dtype):
+    """300 domains do not fit into 8 bits; numbers out of range must not wrap around into it."""
+    norm = jbn.domain_norm(jbn.batch_norm(), 300)
+    params, state = norm.init(3)
+    x = data((4, 3))
+    train = jax.jit(norm.train)
+    _, new = train(params, state, x, np.ones((), dtype))
+    np.testing.assert_array_equal(np.flatnonzero(new.count), [1])
+    y, new = train(params, state, x, np.array(-56).astype(dtype))
+    known = [200] if dtype == "uint8" else []
+    np.testing.assert_array_equal(np.flatnonzero(new.count), known)
+    assert np.any(y) == bool(known)
+    few = dataclasses.replace(norm, num_domains=2)
+    params, state = few.init(3)
+    _, new = few.train(params, state, x, np.array([1, -1, 1, -1]).astype(dtype))
+    np.testing.assert_array_equal(new.count, [0, 1])
+    np.testing.assert_allclose(new.mean[1], 0.01 * x[::2].mean(0), rtol=1e-5)
+
+
+FORMS = [
+    jbn.batch_norm(),
+    jbn.frozen(jbn.batch_norm(), update=True),
+    jbn.frozen(jbn.batch_norm(), use_running=False, update=True),
+    jbn.frozen(jbn.frozen(jbn.batch_norm(), update=True), use_running=False, update=True),
+]
+
+
+@pytest.mark.parametrize("norm", FORMS, ids=str)
+@pytest.mark.parametrize("order", [1, -1])
+def test_contexts_in_any_order(norm, order):
+    """Nothing moves the state within no_update, and adapting reaches what is not frozen."""
+    params, state = norm.init(3)
+    x = data((8, 3), mean=2)
+    with contextlib.ExitStack() as stack:
+        for context in [jbn.no_update(), jbn.adapting(num_source=4)][::order]:
+            stack.enter_context(context)
+        y, new = norm.train(params, state, x)
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    with jbn.adapting(num_source=4):
+        np.testing.assert_allclose(y, norm.train(params, state, x)[0], rtol=1e-6)
+
+
+def test_recalibrating_within_no_update():
+    norm = jbn.batch_norm()
+    params, state = norm.init(3)
+    x = data((8, 3), mean=2)
+    with jbn.no_update():
+        new, _ = jbn.recalibrate(lambda s, x: norm.train(params, s, x)[1], state, [x])
+    np.testing.assert_allclose(new.mean, x.mean(0), rtol=1e-6)

@@ -226,9 +226,10 @@ def test_models_of_flax():
     [
         ([], {}, "0 states and 0 weights"),
         (STATES, {"weights": [1, 2]}, "4 states and 2 weights"),
-        (STATES[:2], {"weights": [1, -1]}, r"\[1, -1\] must be numbers that are not negative"),
-        (STATES[:2], {"weights": [1, np.nan]}, "must be numbers that are not negative"),
-        (STATES[:2], {"weights": np.ones((2, 3))}, "must be numbers"),
+        (STATES[:2], {"weights": [1, -1]}, r"\[1, -1\] must be finite numbers that"),
+        (STATES[:2], {"weights": [1, np.inf]}, "must be finite numbers"),
+        (STATES[:2], {"weights": [1, np.nan]}, "must be finite numbers"),
+        (STATES[:2], {"weights": np.ones((2, 3))}, "must be finite numbers"),
         ([STATES[0], tuple(STATES[0])], {}, r"one structure .* states\[1\] has"),
         ([STATES[0], NORM.init(4)[1]], {}, r"the same shapes: .* states\[1\] has .*\(?4"),
     ],
@@ -243,6 +244,18 @@ def test_a_single_state_is_not_a_sequence_of_states():
     for one in (state, {"norm": state}):
         with pytest.raises(TypeError, match="got one of them: pass"):
             jbn.merge_states(one)  # pyright: ignore
+
+
+def test_boxed_arrays_are_not_averaged_without_the_spread():
+    modules = [nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2)]
+    states = [nnx.state(module, nnx.BatchStat) for module in modules]
+    with pytest.raises(TypeError, match="as BatchStat: pass bare arrays"):
+        jbn.merge_states(states)
+    box = nn.Partitioned(jnp.ones(3), (None,))
+    with pytest.raises(TypeError, match="as Partitioned: pass bare arrays"):
+        jbn.merge_states([{"bn": {"mean": box, "var": box}}])
+    with pytest.raises(ValueError, match="no norm's state"):
+        jbn.merge_states([{"kernel": jnp.ones(3)}])
 
 
 def test_an_axis_name_must_be_bound():

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from jbn._after.norm_states import fields_of, is_norm_state, with_fields
+from jbn._after.norm_states import fields_of, is_norm_state, norm_states, with_fields
 from jbn._core.moments import ShiftedMoments, merge_rows
 from jbn._core.shards import AxisName, Shards
 
@@ -65,9 +65,9 @@ def merge_states(
       A state of the same structure and dtypes. The arithmetic is in float32 or wider.
 
     Raises:
-      TypeError: `states` is a single state.
-      ValueError: `states` is empty, the structures or shapes of the states differ, `weights` has
-        another length, or a weight is negative or not a number.
+      TypeError: `states` is a single state, or arrays are boxed, as in an `nnx.State`.
+      ValueError: `states` is empty or holds no norm's state, the structures or shapes of the states
+        differ, `weights` has another length, or a weight is negative or not finite.
       NameError: `axis_name` is not bound.
     """
     if isinstance(states, Mapping) or hasattr(states, "_fields"):
@@ -75,6 +75,8 @@ def merge_states(
     states = list(states)
     weights = [1.0] * len(states) if weights is None else list(weights)
     _require_states_and_weights(states, weights)
+    if not norm_states(states[0]):
+        raise ValueError("states have no norm's state: no NamedTuple or mapping with mean and var.")
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(states) if _is_floating(leaf)]
     wide = reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
@@ -108,8 +110,8 @@ def _require_states_and_weights(states: list, weights: list) -> None:
             )
     for weight in weights:
         known = not isinstance(weight, Tracer)
-        if np.shape(weight) or (known and not weight >= 0):
-            raise ValueError(f"weights={weights} must be numbers that are not negative.")
+        if np.shape(weight) or (known and not 0 <= weight < np.inf):
+            raise ValueError(f"weights={weights} must be finite numbers that are not negative.")
 
 
 def _is_floating(leaf: Any) -> bool:

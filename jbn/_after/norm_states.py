@@ -20,11 +20,23 @@ def with_fields(node: Any, **fields: jax.Array) -> Any:
 
 
 def is_norm_state(node: Any) -> bool:
-    """Returns whether a node of a pytree has a mean and a var that are arrays."""
+    """Returns whether a node of a pytree has a mean and a var that are arrays.
+
+    Raises:
+      TypeError: they are arrays in boxes.
+    """
     fields = fields_of(node)
-    return isinstance(fields, Mapping) and all(
-        isinstance(fields.get(name), jax.Array | np.ndarray) for name in ("mean", "var")
-    )
+    if not isinstance(fields, Mapping) or not {"mean", "var"} <= set(fields):
+        return False
+    mean = fields["mean"]
+    if isinstance(mean, nodes := Mapping | tuple | list) or isinstance(fields["var"], nodes):
+        return False
+    if not jax.tree_util.all_leaves([mean]):
+        raise TypeError(
+            f"a norm's state holds its arrays as {type(mean).__name__}: pass bare arrays, as from "
+            "flax.nnx.to_pure_dict or flax.linen.unbox."
+        )
+    return isinstance(mean, jax.Array | np.ndarray)
 
 
 def map_norm_states(f: Callable[[str, Any], Any], state: Any) -> Any:

@@ -28,7 +28,7 @@ import numpy as np
 from jbn._after.norm_states import fields_of, map_norm_states, norm_states, with_fields
 from jbn._core.export import exportable
 from jbn._core.moments import Moments, merge
-from jbn._norms.method import Wrapped, replaced_method
+from jbn._norms.method import Wrapped, keeps_states, replaced_method
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
@@ -98,7 +98,7 @@ def recalibrate(
         exact = {path: _moments(node) for path, node in norm_states(counting).items()}
     for batch in batches:
         before = exact
-        with replaced_method(_Recording):
+        with replaced_method(_Recording), keeps_states(False):
             seen = norm_states(train(counting, batch))
         if seen.keys() != exact.keys():
             raise ValueError(

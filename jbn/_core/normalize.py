@@ -104,11 +104,11 @@ def _gain(rstd, scale):
 def _away_from_zero(gain, bias):
     """Returns a gain by which the bias can be divided, of the same effect as `gain`.
 
-    The least is eps^4 of the bias, a power of 2, so that x - root is -bias / gain to the last digit
-    and y is the bias exactly for a scale of 0. Without a bias, any gain will do.
+    The least is the bias times a power of 2 so small that x - root is -bias / gain to the last
+    digit, and y is the bias exactly for a scale of 0. Without a bias, any gain will do.
     """
-    form = jnp.finfo(gain.dtype)
+    tiny = float(jnp.finfo(gain.dtype).tiny)
     bias = bias + jnp.zeros_like(gain)  # With the sharding of both.
-    least = jnp.maximum(jnp.abs(bias) * float(form.eps) ** 4, jnp.asarray(form.tiny, gain.dtype))
+    least = jnp.maximum(jnp.abs(bias) * (64 * tiny), jnp.asarray(tiny, gain.dtype))
     least = jnp.where(bias == 0, jnp.zeros_like(bias), least)
     return jnp.where(jnp.abs(gain) < least, least, gain)

@@ -148,14 +148,16 @@ class domain_norm(Value):
         return _pick(domain, ys)
 
     def _checked(self, domain: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Returns `domain` within the range, and whether it was there."""
+        """Returns `domain` as int32, a single one within the range, and where it was within it."""
         given = jnp.asarray(domain)
         if not jnp.issubdtype(given.dtype, jnp.integer):
             raise TypeError(f"domain must be an integer array, got {given.dtype}.")
-        known = (given >= 0) & (given < self.num_domains)
+        domain = given.astype(jnp.int32)
+        # Wider integers may wrap around.
+        known = (domain >= 0) & (domain < self.num_domains) & (domain.astype(given.dtype) == given)
         if not isinstance(known, Tracer) and known.ndim == 0 and not known:
-            raise ValueError(f"domain={domain} must be from 0 to {self.num_domains - 1}.")
-        return (given if given.ndim else jnp.where(known, given, jnp.zeros_like(given))), known
+            raise ValueError(f"domain={given} must be from 0 to {self.num_domains - 1}.")
+        return jnp.where(known, domain, jnp.int32(-1 if domain.ndim else 0)), known
 
     def _masks(self, domain: jax.Array, layout: Layout) -> list[tuple[int, jax.Array]]:
         """Returns each domain with a mask of its positions."""

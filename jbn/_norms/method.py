@@ -29,6 +29,9 @@ replaced_method = jax.make_user_context()
 `f.reaches_frozen` says whether frozen norms do so, too, where they train.
 """
 
+keeps_states = jax.make_user_context(False)
+"""Within `with keeps_states(True):` training returns the state that it was given."""
+
 
 @exportable
 class Statistics(NamedTuple):
@@ -213,7 +216,8 @@ def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
     through = whole if group_size is None else by_groups
     through = through if norm.activation is None else in_place
     step = partial(_step, masked=layout.mask is not None)
-    return through(step, (method, state), x, scale, bias, layout, shards, norm)
+    y, new = through(step, (method, state), x, scale, bias, layout, shards, norm)
+    return y, state if keeps_states.value else new
 
 
 def _infer(norm, params, state, x, mask) -> jax.Array:

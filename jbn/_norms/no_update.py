@@ -1,10 +1,9 @@
 """Training forward passes that leave the running statistics as they are."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from jbn._core.value import Value
-from jbn._norms.method import Method, Wrapped, replaced_method
+from jbn._norms.method import keeps_states
 
 
 @contextlib.contextmanager
@@ -24,28 +23,10 @@ def no_update() -> Iterator[None]:
     >>> print(state.mean, state.count)
     [0.] 0.0
     """
-    with replaced_method(_NoUpdate(outer=replaced_method.value)):
+    with keeps_states(True):
         yield
 
 
 def updates_statistics() -> bool:
     """Returns whether norms move their statistics here, that is outside of `no_update`."""
-    return not isinstance(replaced_method.value, _NoUpdate)
-
-
-class _NoUpdate(Value):
-    """Makes a method, or what another context makes of it, one that remembers nothing."""
-
-    outer: Callable[[Method], Wrapped] | None
-
-    @property
-    def reaches_frozen(self) -> bool:
-        return getattr(self.outer, "reaches_frozen", True)
-
-    def __call__(self, method: Method) -> "_Unmoved":
-        return _Unmoved(self.outer(method) if self.outer else method)
-
-
-class _Unmoved(Wrapped):
-    def train_vectors(self, state, batch):
-        return super().train_vectors(state, batch)[0], state
+    return not keeps_states.value

@@ -38,4 +38,5 @@ def to_numpy(array: Any) -> np.ndarray:
         array = array.detach().cpu()
         if "bfloat16" in str(array.dtype):  # NumPy has no such dtype of its own.
             return np.asarray(jnp.from_dlpack(array))
-    return np.asarray(array)
+    array = np.asarray(array)
+    return array.astype(array.dtype.newbyteorder("="))  # JAX takes no other order of bytes.

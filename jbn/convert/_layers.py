@@ -233,3 +233,5 @@ def _require_vectors(where: str, count: Any, vectors: Mapping[str, Any]) -> None
     # Stacked layers have stacked counts.
     if np.shape(count) != shape[: np.ndim(count)]:
         raise ValueError(f"the count must be one number: the {where} has {count}.")
+    if not np.all(np.isfinite(count) & (np.asarray(count) >= 0)):
+        raise ValueError(f"the count must be finite and not negative: the {where} has {count}.")
