@@ -314,6 +314,16 @@ def starts_as_the_affine_map(make: Callable[..., Norm]) -> None:
     np.testing.assert_allclose(norm.infer(params, state, x), x, rtol=2e-3)
 
 
+def constant_features_stay_finite(make: Callable[..., Norm]) -> None:
+    """Where a feature is constant, and its running variance 0, outputs and gradients are finite."""
+    norm = make()
+    params, state, x, dy, mask = _inputs(norm)
+    still = state._replace(mean=jnp.zeros_like(state.mean), var=jnp.zeros_like(state.var))
+    trained = _step(norm, params, still, jnp.ones_like(x), dy, mask)
+    inferred = jax.jit(norm.infer)(params, still, jnp.zeros_like(x))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((trained, inferred)))
+
+
 def pickles(make: Callable[..., Norm]) -> None:
     """A norm that was pickled is equal to the first, and takes the same step.
 
@@ -366,6 +376,7 @@ LAWS: dict[str, Callable[[Callable[..., Norm]], None]] = {
         inference_knows_no_batch,
         inference_honours_the_mask,
         starts_as_the_affine_map,
+        constant_features_stay_finite,
         pickles,
     )
 }

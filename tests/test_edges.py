@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import PartitionSpec as P
 
 import jbn
@@ -269,3 +270,38 @@ def test_recalibrating_within_no_update():
     with jbn.no_update():
         new, _ = jbn.recalibrate(lambda s, x: norm.train(params, s, x)[1], state, [x])
     np.testing.assert_allclose(new.mean, x.mean(0), rtol=1e-6)
+
+
+def test_a_symbolic_batch_of_one_uses_the_running_statistics():
+    norm = jbn.batch_norm()
+    params, state = norm.init(4)
+    (size,) = export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((size, 4), np.float32)
+    train = export.export(jax.jit(norm.train))(params, state, x)
+    y, new = train.call(params, state, np.full((1, 4), 3, np.float32))
+    np.testing.assert_array_equal(y, norm.infer(params, state, np.full((1, 4), 3, np.float32)))
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+
+
+def test_a_schedule_of_limits_below_their_range():
+    """As batch norm, the least that renorm does."""
+    norm = jbn.batch_renorm(r_max=lambda t: 0 * t, d_max=lambda t: 0 * t - 1)
+    params, state = norm.init(4)
+    x = data((8, 4), mean=3)
+    y, _ = norm.train(params, state, x)
+    np.testing.assert_allclose(y, jbn.batch_norm().train(params, state, x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_leftover_group_says_what_to_do():
+    norm = jbn.ghost_batch_norm(group_size=4)
+    with pytest.raises(ValueError, match="Drop the last example, fill its group"):
+        norm.train(*norm.init(3), data((17, 3)))
+
+
+def test_a_method_that_forgets_its_state():
+    class forgetful(jbn.batch_norm):
+        def train_vectors(self, state, batch):  # pyright: ignore
+            return super().train_vectors(state, batch)[0]
+
+    with pytest.raises(TypeError, match=r"must return a pair \(statistics, state\)"):
+        forgetful().train(*forgetful().init(3), data((8, 3)))

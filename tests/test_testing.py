@@ -222,6 +222,11 @@ class StartsAtTwo(jbn.batch_norm):
         return start._replace(var=2 * start.var)
 
 
+class DividesByZero(jbn.batch_norm):
+    def infer_vectors(self, state):
+        return jbn.Statistics(state.mean, lax.rsqrt(state.var))
+
+
 class HoldsALock(jbn.batch_norm):
     lock: Any = threading.Lock()
 
@@ -249,6 +254,7 @@ BROKEN = [
     (LooksAtTheBatch, "inference_knows_no_batch"),
     (ForgetsTheMaskInInference, "inference_honours_the_mask"),
     (StartsAtTwo, "starts_as_the_affine_map"),
+    (DividesByZero, "constant_features_stay_finite"),
     (HoldsALock, "pickles"),
 ]
 

@@ -38,11 +38,12 @@ def merge_states(
     The variance of the whole is the mean of the variances plus the spread of the means, which an
     average of states, such as `lax.pmean(state, "data")`, leaves out. If each state holds the
     moments of its part, and the weights are the sizes of the parts, the result holds exactly the
-    moments of the whole.
+    moments of the whole. A part with fewer than two valid values has left its state as it was: give
+    it the weight 0.
 
     All leaves of floating dtypes are averaged: counts, other fields of a norm's state and whatever
-    else is in the tree, such as parameters. Only the variances of norms get the spread. So a count
-    stays that of one part, and the next batch weighs as much as before. Leaves of other dtypes are
+    else is in the tree, such as parameters. Only the variances of norms get the spread. Counts are
+    averaged, not added, so schedules and decays go on as for one part. Leaves of other dtypes are
     those of the first state.
 
     >>> import jax.numpy as jnp

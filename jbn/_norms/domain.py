@@ -26,9 +26,9 @@ class domain_norm(Value):
 
     `domain` is an integer array that counts from 0: of shape `[]` for all of x, or of a shape that
     a mask may have, such as `[batch]`. All positions of a domain are a batch: they are normalized
-    by its statistics, which alone move. Where the domain is out of range, y is 0 and nothing moves.
-    With one domain a call, x is read as often as by the norm itself, otherwise once for each
-    domain.
+    by its statistics, which alone move. A single domain that is known and out of range is an error;
+    in an array, or under jit, y is 0 there and nothing moves. With one domain a call, x is read as
+    often as by the norm itself, otherwise once for each domain.
 
     >>> import jax.numpy as jnp
     >>> norm = jbn.domain_norm(jbn.batch_norm(), num_domains=2)

@@ -16,7 +16,8 @@ class ghost_batch_norm(batch_norm):
     >>> norm = jbn.ghost_batch_norm(group_size=32)
 
     Args:
-      group_size: number of examples in a group; the last group of a batch may have fewer. Examples
+      group_size: number of examples in a group; the last group of a batch may have fewer, if that
+        leaves it two values of each feature. Examples
         are counted over all shards, so that groups do not depend on the number of shards. They lie
         on the first axis of x that is not a feature axis.
       decay: the weight on the old running statistics, or a function of the number of updates.

@@ -215,7 +215,8 @@ def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
         _require_two_values(norm, x, layout, group_size, num_shards)
     through = whole if group_size is None else by_groups
     through = through if norm.activation is None else in_place
-    step = partial(_step, masked=layout.mask is not None)
+    known = layout.mask is None and isinstance(x.size, int)  # A symbolic size may turn out as 1.
+    step = partial(_step, masked=not known)
     y, new = through(step, (method, state), x, scale, bias, layout, shards, norm)
     return y, state if keeps_states.value else new
 
@@ -259,7 +260,10 @@ def _step(operands, batch: Moments, masked: bool) -> tuple[Statistics, Any]:
     """The statistics that normalize, and the next state."""
     method, old = operands
     state = promote(old, batch)
-    statistics, new = method.train_vectors(state, batch)
+    taken = method.train_vectors(state, batch)
+    if isinstance(taken, Statistics):
+        raise TypeError("train_vectors must return a pair (statistics, state), got no state.")
+    statistics, new = taken
     good = batch.count > (0 if method.takes_single_values else 1)
     if masked:
         valid = partial(jnp.where, good)
@@ -309,12 +313,16 @@ def _shard_like(state: Any, like: Any) -> Any:
 
 def _require_two_values(norm, x, layout, size, num_shards) -> None:
     examples = (x.shape[layout.reduced[0]] if layout.reduced else 1) * num_shards
+    where, advice = "", "Train on two examples or more"
     if size is not None:
-        examples = min(size, examples, examples % size or size)
+        left = examples % size
+        where = f" in a group of group_size={size}"
+        if left == 1 < examples:
+            advice = "Drop the last example, fill its group with examples that a mask hides"
+        examples = min(size, examples, left or size)
     if examples * layout.values_per_example == 1:
-        where = "" if size is None else f" in a group of group_size={size}"
         raise ValueError(
             f"x of shape {x.shape} has one value per feature on axis={norm.axis}{where}: its "
-            "variance is 0 and y would be the bias alone. Train on two examples or more, or use "
-            "infer; in a Flax model use_running_average=True, such as by model.eval()."
+            f"variance is 0 and y would be the bias alone. {advice}, or use infer; in a Flax model "
+            "use_running_average=True, such as by model.eval()."
         )

@@ -12,8 +12,9 @@ def no_update() -> Iterator[None]:
 
     This is a context manager, for forward passes in training mode that are not training steps, such
     as those of virtual adversarial training or of a gradient penalty. The batch normalizes as
-    usual. A Linen model then needs no `mutable`. Functions that were jitted outside are traced
-    again inside.
+    usual. A Linen model with norms of jbn then needs no `mutable`; for those of Flax, enter
+    `jbn.linen.replace_batch_norm()` as well. Functions that were jitted outside are traced again
+    inside.
 
     >>> import jax.numpy as jnp
     >>> norm = jbn.batch_norm()

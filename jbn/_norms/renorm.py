@@ -40,8 +40,11 @@ class batch_renorm(batch_norm):
     >>> norm = jbn.batch_renorm(r_max=3.0, d_max=5.0)
 
     Args:
-      r_max: limit of r, at least 1, or a schedule of the number of updates of the norm.
-      d_max: limit of d, at least 0, or a schedule of the number of updates of the norm.
+      r_max: limit of r, at least 1, or a schedule of the number of updates of the norm, of which
+        values below 1 count as 1. By default 3 from the first step on, which lets data pass whose
+        mean or scale is far from that of the initial statistics: start with a schedule at 1.
+      d_max: limit of d, at least 0, or a schedule of the number of updates of the norm. By default
+        5 from the first step on: start with a schedule at 0.
       decay: the weight on the old running statistics, or a function of the number of updates.
       epsilon: added to the variance before its square root.
       unbiased: whether the running variance averages the unbiased one, as in PyTorch.
@@ -81,6 +84,7 @@ class batch_renorm(batch_norm):
         running_rstd = self.infer_vectors(state).rstd
         limits = at(self.r_max, state.count), at(self.d_max, state.count)
         r_max, d_max = (jnp.asarray(limit, rstd.dtype) for limit in limits)
+        r_max, d_max = jnp.maximum(r_max, 1), jnp.maximum(d_max, 0)
         r = lax.stop_gradient(jnp.clip(running_rstd / rstd, 1 / r_max, r_max))
         d = lax.stop_gradient(jnp.clip((batch.mean - state.mean) * running_rstd, -d_max, d_max))
         return Statistics(batch.mean - d / (rstd * r), rstd * r), new
