@@ -180,3 +180,12 @@ def test_in_the_modules_of_flax():
 def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_hessian_by_hand(x64):
+    """Of sum(y^3): of the normalized x of 0, 1, 3 the first row is known."""
+    norm = jbn.inplace_batch_norm(activation=jbn.activations.identity())
+    params, state = norm.init(1)
+    hessian = jax.hessian(lambda x: jnp.sum(norm.train(params, state, x)[0] ** 3))
+    row = hessian(jnp.array([[0.0], [1.0], [3.0]]))[0, 0, :, 0]
+    np.testing.assert_allclose(row, [0.126, 0.473, -0.600], atol=1e-3)

@@ -110,3 +110,8 @@ def test_merge_is_the_moments_of_the_union_in_any_order():
 def test_merging_two_empty_batches_is_finite():
     empty = jbn.moments(jnp.zeros((2, 3)), mask=jnp.zeros(2, bool))
     assert all(np.isfinite(leaf).all() for leaf in jbn.merge(empty, empty))
+
+
+def test_counts_beyond_float32(x64):
+    count = jax.jit(lambda: jbn.moments(jnp.zeros((2**24 + 1, 1), jnp.float64)).count)()
+    assert count == 2**24 + 1

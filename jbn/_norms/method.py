@@ -250,7 +250,8 @@ def whole(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Arr
     Returns:
       y and the next state.
     """
-    x = save_point(x)
+    # What is saved must not show hidden values either.
+    x = save_point(x if layout.mask is None else layout.where_valid(x))
     batch = moments_of(x, layout, shards)
     statistics, state = step(operands, batch)
     return apply(statistics, scale, bias, x, layout, norm.dtype), state

@@ -55,7 +55,7 @@ def by_groups(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax
     A group that lies on several shards has the moments of all of it, and each shard normalizes the
     examples that it holds. The next state is that of the moments of all groups, merged.
     """
-    x = save_point(x)
+    x = save_point(layout.where_valid(x))
     at = layout.reduced[0]
     size = math.gcd(x.shape[at], norm.group_size)
 
