@@ -1,6 +1,5 @@
 """Batch norm layers of jbn and of its peers behind one interface, so that they can be compared."""
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -71,11 +70,7 @@ def make_jbn(
 
     def merge(variables, axis_name):
         params, state = variables
-        shards = jax.lax.all_gather(state, axis_name)
-        one = jnp.ones(())
-        parts = (jbn.Moments(m, v, one, one) for m, v in zip(*shards[:2], strict=True))
-        merged = functools.reduce(jbn.merge, parts)
-        return params, state._replace(mean=merged.mean, var=merged.var)
+        return params, jbn.merge_states([state], axis_name=axis_name)
 
     def running_statistics(variables):
         return variables[1][:2]

@@ -28,8 +28,8 @@ def is_norm_state(node: Any) -> bool:
     fields = fields_of(node)
     if not isinstance(fields, Mapping) or not {"mean", "var"} <= set(fields):
         return False
-    mean = fields["mean"]
-    if isinstance(mean, nodes := Mapping | tuple | list) or isinstance(fields["var"], nodes):
+    mean, var = fields["mean"], fields["var"]
+    if any(isinstance(value, Mapping | tuple | list) for value in (mean, var)):
         return False
     if not jax.tree_util.all_leaves([mean]):
         raise TypeError(

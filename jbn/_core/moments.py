@@ -49,11 +49,11 @@ def moments(
 ) -> Moments:
     """Returns mean, biased variance and count of each feature, in one pass over `x`.
 
-    Sums are taken of `x - shift`, where the shift is the mean of a random sample of sqrt(n) / 4
-    of the n positions. The relative error of the variance then grows
-    with ((mean - shift) / std)^2, not with (mean / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms
-    for computing the sample variance"). On a TPU the shift is 0, and data with a mean over 8
-    deviations from 0 takes a second pass.
+    Sums are taken of `x - shift`, where the shift is the mean of a random sample of sqrt(n) / 4 of
+    the n positions, and of the first valid one. The relative error of the variance then grows with
+    ((mean - shift) / std)^2, not with (mean / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for
+    computing the sample variance"). On a TPU the shift is 0, and data with a mean over 8 deviations
+    from 0 takes a second pass.
 
     >>> import jax.numpy as jnp
     >>> batch = jbn.moments(jnp.array([[1.0], [3.0], [8.0]]))

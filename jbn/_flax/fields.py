@@ -22,6 +22,11 @@ def everywhere(path: str) -> bool:
     return True
 
 
+def calls_as_one_of(kind: type, others: tuple[type, ...]) -> bool:
+    """Returns whether a type of modules has the `__call__` of one of the others."""
+    return any(kind.__call__ is other.__call__ for other in others)
+
+
 def as_floating(x: ArrayLike) -> jax.Array:
     """Returns `x` as an array, and integers as float32, as Flax's norms take them."""
     x = jnp.asarray(x)

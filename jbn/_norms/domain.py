@@ -99,11 +99,10 @@ class domain_norm(Value):
             return _where(known, y), jax.tree.map(partial(jnp.where, known), moved, state)
         layout = Layout.of(x, self.norm.axis, mask)
         domain = layout.align("domain", domain, x)
-        masks = self._masks(domain, layout)
-        rows = [_row(state, i) for i, _ in masks]
+        rows = [_row(state, i) for i in range(self.num_domains)]
         outputs = [
             self.norm.train(params, row, x, mask=own)
-            for row, (_, own) in zip(rows, masks, strict=True)
+            for row, own in zip(rows, self._masks(domain, layout), strict=True)
         ]
         ys, new = zip(*outputs, strict=True)
         if all(map(operator.is_, new, rows)):
@@ -143,7 +142,7 @@ class domain_norm(Value):
         domain = layout.align("domain", domain, x)
         ys = [
             self.norm.infer(params, _row(state, i), x, mask=own)
-            for i, own in self._masks(domain, layout)
+            for i, own in enumerate(self._masks(domain, layout))
         ]
         return _pick(domain, ys)
 
@@ -159,10 +158,10 @@ class domain_norm(Value):
             raise ValueError(f"domain={given} must be from 0 to {self.num_domains - 1}.")
         return jnp.where(known, domain, jnp.int32(-1 if domain.ndim else 0)), known
 
-    def _masks(self, domain: jax.Array, layout: Layout) -> list[tuple[int, jax.Array]]:
-        """Returns each domain with a mask of its positions."""
+    def _masks(self, domain: jax.Array, layout: Layout) -> list[jax.Array]:
+        """Returns a mask of the positions of each domain."""
         valid = True if layout.mask is None else layout.mask
-        return [(i, (domain == i) & valid) for i in range(self.num_domains)]
+        return [(domain == i) & valid for i in range(self.num_domains)]
 
 
 def _pick(domain: jax.Array, ys: Sequence[jax.Array]) -> jax.Array:

@@ -1,6 +1,5 @@
 """Running statistics frozen: whether they normalize, and whether they move."""
 
-import contextlib
 import dataclasses
 
 import jax
@@ -21,8 +20,8 @@ class frozen(Norm[State]):
     >>> params, state = norm.init(3)
 
     Args:
-      norm: any norm; its inference stays as it is. Its options are changed in it, as by
-        `dataclasses.replace(frozen.norm, axis=1)`.
+      norm: any norm; its inference stays as it is. To change an option, change that of this norm
+        and freeze the result.
       use_running: whether training normalizes by the running statistics, as inference does, or by
         those of the batch.
       update: whether training moves the running statistics.
@@ -52,8 +51,8 @@ class frozen(Norm[State]):
     ) -> tuple[jax.Array, State]:
         if self.use_running and not self.update:
             return self.norm.infer(params, state, x, mask=mask), state
-        reached = getattr(replaced_method.value, "reaches_frozen", True)
-        with contextlib.nullcontext() if reached else replaced_method(None):
+        replaced = replaced_method.value
+        with replaced_method(replaced if getattr(replaced, "reaches_frozen", False) else None):
             y, new = self.norm.train(params, state, x, mask=mask)
         if self.use_running:  # Under jit, the other y is then not computed.
             y = self.norm.infer(params, state, x, mask=mask)

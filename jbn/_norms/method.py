@@ -278,7 +278,7 @@ def promote(state: Any, batch: Moments) -> Any:
     """Returns the state in its own or the batch's dtype, the wider of the two; no gradient."""
     wide = np.result_type(state.mean.dtype, batch.mean.dtype)
     state = jax.tree.map(partial(lax.convert_element_type, new_dtype=wide), state)
-    return lax.stop_gradient(_shard_like(state, batch.mean))
+    return lax.stop_gradient(_shard_like(state, jax.tree.broadcast(batch.mean, state)))
 
 
 def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
@@ -294,11 +294,9 @@ def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
 
 
 def _shard_like(state: Any, like: Any) -> Any:
-    """Returns vectors with the shardings of others, which explicit mesh axes would not mix.
+    """Returns the vectors of a state with the shardings of others.
 
-    Args:
-      state: a pytree of arrays, with a field `mean`.
-      like: an array of its shape, or a pytree of the structure of `state`.
+    Explicit mesh axes would not mix different ones.
     """
     if AxisType.Explicit not in jax.typeof(state.mean).sharding.mesh.axis_types:
         return state
@@ -307,8 +305,6 @@ def _shard_like(state: Any, like: Any) -> Any:
         same = vector.shape == like.shape
         return jax.sharding.reshard(vector, jax.typeof(like).sharding) if same else vector
 
-    if isinstance(like, jax.Array):
-        return jax.tree.map(lambda vector: reshard(vector, like), state)
     return jax.tree.map(reshard, state, like)
 
 

@@ -35,12 +35,14 @@ def in_place(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.
     batch = jax.eval_shape(lambda x, layout: moments_of(x, layout, shards), x, layout)
     converted, closed_over = jax.closure_convert(step, operands, batch)
 
-    def take(operands, batch):
+    def closed_step(operands, batch):
         return converted(operands[:2], batch, *operands[2])
 
     operands = *operands, closed_over
-    y, batch = _in_place(x, scale, bias, operands, norm.activation, layout, take, shards, dtype)
-    return y, take(operands, batch)[1]
+    y, batch = _in_place(
+        x, scale, bias, operands, norm.activation, layout, closed_step, shards, dtype
+    )
+    return y, closed_step(operands, batch)[1]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jbn
 from jbn._flax import fold_trace
+from jbn._flax.fields import calls_as_one_of
 from jbn.linen._apply import path_of
 from jbn.linen._batch_norm import BatchNorm
 from jbn.linen._intercept import intercept_calls, intercepted
@@ -89,7 +90,7 @@ def fold(
         module = context.module
         if type(module) in _LAYERS:
             return call_layer(path_of(module), module, call, *args, **kwargs)
-        if _is_norm(module):
+        if calls_as_one_of(type(module), _NORMS):
             return call_norm(path_of(module), module, call, *args, **kwargs)
         return call(*args, **kwargs)
 
@@ -116,7 +117,7 @@ def fold(
 
     def stand_in(context, call, *args, **kwargs):
         module = context.module
-        if _is_norm(module) and path_of(module) in folded:
+        if calls_as_one_of(type(module), _NORMS) and path_of(module) in folded:
             return call_folded(module, *args, **kwargs)
         return call(*args, **kwargs)
 
@@ -152,7 +153,3 @@ def _fold_one(
     bias_path = layer_path if own_bias else norm_path
     folded = {("params", *layer_path, "kernel"): kernel, ("params", *bias_path, "bias"): bias}
     return leaves | folded
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return any(type(module).__call__ is kind.__call__ for kind in _NORMS)

@@ -23,7 +23,18 @@ from jbn._norms.norm import Norm as NormValue
 from jbn.linen._apply import apply, num_features, path_of
 
 
-class Norm(nn.Module):
+class _Wrapping(nn.Module):
+    """A module with a norm."""
+
+    norm: Any
+    use_running_average: bool | None = None
+    num_features: int | tuple[int, ...] | None = None
+    param_dtype: DTypeLike = jnp.float32
+    bias_init: Initializer | None = None
+    scale_init: Initializer | None = None
+
+
+class Norm(_Wrapping):
     """Any `jbn.Norm` as a module.
 
     The leaves of its parameters are variables of the collection `params`, those of its state of
@@ -45,11 +56,6 @@ class Norm(nn.Module):
     """
 
     norm: NormValue
-    use_running_average: bool | None = None
-    num_features: int | tuple[int, ...] | None = None
-    param_dtype: DTypeLike = jnp.float32
-    bias_init: Initializer | None = None
-    scale_init: Initializer | None = None
 
     @nn.compact
     def __call__(
@@ -68,7 +74,7 @@ class Norm(nn.Module):
         return apply_norm(self, None, x, use_running_average, mask=mask)
 
 
-class DomainNorm(nn.Module):
+class DomainNorm(_Wrapping):
     """A `jbn.domain_norm` as a module: one scale and bias, and statistics for each domain.
 
     Its variables are those of `Norm`, those of `batch_stats` with a leading axis of domains.
@@ -90,11 +96,6 @@ class DomainNorm(nn.Module):
     """
 
     norm: domain_norm
-    use_running_average: bool | None = None
-    num_features: int | tuple[int, ...] | None = None
-    param_dtype: DTypeLike = jnp.float32
-    bias_init: Initializer | None = None
-    scale_init: Initializer | None = None
 
     @nn.compact
     def __call__(
@@ -149,7 +150,9 @@ def apply_domain_norm(
     )
 
 
-def _apply(module: Any, own: Any, other: Any, x: ArrayLike, *domain: ArrayLike, **options: Any):
+def _apply(
+    module: _Wrapping, own: Any, other: Any, x: ArrayLike, *domain: ArrayLike, **options: Any
+):
     """Applies the module's own norm to x, or another that learns the same."""
     x = as_floating(x)
     shape = module.num_features

@@ -50,8 +50,8 @@ def replace_batch_norm(
 
     This is a context manager. Every call of the model, in training and in inference, belongs
     inside: outside, the model is Flax's again. Functions that were jitted outside are traced again
-    inside, and the other way round; equal norms share a trace. Other threads do
-    not see the context.
+    inside, and the other way round; equal norms share a trace. Other threads do not see the
+    context.
 
     Subclasses of Flax's BatchNorm are replaced where they call Flax's `__call__`. If a norm is
     given, it replaces that of jbn's own modules, too, and that of each domain of a `DomainNorm`.

@@ -10,6 +10,7 @@ from flax import nnx
 import jbn
 from jbn._core.layout import Mask
 from jbn._flax import fold_trace
+from jbn._flax.fields import calls_as_one_of
 from jbn.nnx._batch_norm import BatchNorm
 from jbn.nnx._module import ModeModule, modules_by_path
 from jbn.nnx._norm import Norm
@@ -63,7 +64,7 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
     calls: dict[str, fold_trace.Call] = {}
     spied: Any = nnx.clone(model)
     for path, module in modules_by_path(spied).items():
-        if type(module) in _LAYERS or _is_norm(type(module)):
+        if type(module) in _LAYERS or calls_as_one_of(type(module), _NORMS):
             module.__class__ = _spying(type(module))
             module.fold_name = path
             module.fold_report = functools.partial(calls.__setitem__, path)
@@ -143,10 +144,6 @@ def _fold_one(norm: Any, call: fold_trace.Call, layer: Any) -> None:
     layer.kernel[...] = kernel
     layer.bias = nnx.Param(bias)
     layer.use_bias = True
-
-
-def _is_norm(cls: type) -> bool:
-    return any(cls.__call__ is kind.__call__ for kind in _NORMS)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -113,31 +113,6 @@ class DomainNorm(_Wrapping[domain_norm]):
       scale_metadata: metadata of the scale variable.
     """
 
-    def __init__(
-        self,
-        norm: domain_norm,
-        num_features: int | tuple[int, ...],
-        *,
-        use_running_average: bool | None = False,
-        param_dtype: DTypeLike = jnp.float32,
-        bias_init: Initializer | None = None,
-        scale_init: Initializer | None = None,
-        rngs: nnx.Rngs | None = None,
-        bias_metadata: Metadata = NO_METADATA,
-        scale_metadata: Metadata = NO_METADATA,
-    ):
-        require_domain_norm(norm)
-        self.norm = attribute(norm)
-        self.num_features = num_features
-        self.use_running_average = use_running_average
-        self._make_variables(
-            norm,
-            rngs,
-            param_dtype,
-            {"scale": scale_init, "bias": bias_init},
-            {"scale": scale_metadata, "bias": bias_metadata},
-        )
-
     _require = staticmethod(require_domain_norm)
 
     def __call__(

@@ -8,6 +8,7 @@ from flax import nnx
 import jbn
 from jbn._flax.fields import (
     Where,
+    calls_as_one_of,
     everywhere,
     per_domain,
     require_module_norm,
@@ -100,8 +101,7 @@ def _replaced(path: str, old: Any, norm: jbn.Norm | None, types: tuple[type, ...
     new: Any
     if norm is None and isinstance(old, NormModule):
         return old
-    known = any(type(old).__call__ is kind.__call__ for kind in _REPLACEABLE)
-    if not (known or isinstance(old, types)):
+    if not (calls_as_one_of(type(old), _REPLACEABLE) or isinstance(old, types)):
         raise ValueError(
             f"layer {path!r} of type {type(old).__name__} has a __call__ of its own: pass "
             f"types=({type(old).__name__},) to replace it, or leave it out by `where`."
