@@ -36,7 +36,11 @@ def x64():
 @pytest.fixture
 def on_a_tpu(monkeypatch):
     """Traces what would be compiled for a TPU, and runs it on the CPU."""
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+
+    def form_for_a_tpu(*operands, default, tpu=None, **_):
+        return (tpu or default)(*operands)
+
+    monkeypatch.setattr(lax, "platform_dependent", form_for_a_tpu)
     jax.clear_caches()
     yield
     jax.clear_caches()

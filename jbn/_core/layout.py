@@ -129,11 +129,15 @@ class Layout:
         return jnp.where(self.mask, values, jnp.zeros((), values.dtype))
 
     def minus(self, x: jax.Array, vector: jax.Array) -> jax.Array:
-        """Returns `x - vector`, with 0 where the mask hides x, in the dtype of the vector."""
-        wide = jnp.expand_dims(vector, self.reduced)
-        x = x.astype(vector.dtype)
-        # Hidden values are replaced before they are computed with.
-        return (x if self.mask is None else jnp.where(self.mask, x, wide)) - wide
+        """Returns `x - vector`, with 0 where the mask hides x, in the dtype of the vector.
+
+        Args:
+          x: from `where_valid`.
+          vector: `[*features]`.
+        """
+        difference = x.astype(vector.dtype) - jnp.expand_dims(vector, self.reduced)
+        # By a product, since a CPU's compiler does not take a selection into its sums.
+        return difference if self.mask is None else difference * self.mask.astype(vector.dtype)
 
     def count(self, x: jax.Array) -> jax.Array:
         """Returns the number of valid positions of `x`."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax.typing import ArrayLike
 from jbn._core import moments_tpu
 from jbn._core.export import exportable
 from jbn._core.layout import Axes, Layout, Mask, vary_like, with_automatic_axes
+from jbn._core.moments_cpu import apart
 from jbn._core.shards import AxisName, Groups, Shards, freeze_groups
 
 SAVE_POINT = "jbn.save_point"
@@ -81,7 +83,8 @@ def moments(
     x = jnp.asarray(x)
     shards = Shards(axis_name, freeze_groups(axis_index_groups))
     shards.size()
-    return moments_of(x, Layout.of(x, axis, mask), shards)
+    layout = Layout.of(x, axis, mask)
+    return moments_of(layout.where_valid(x), layout, shards)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -112,7 +115,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 # Layers of equal shapes share a trace.
 @functools.partial(jax.jit, static_argnums=2)
 def moments_of(x: jax.Array, layout: Layout, shards: Shards) -> Moments:
-    """Returns the moments of `x`, whose layout has been checked."""
+    """Returns the moments of an `x` from `Layout.where_valid`."""
     shift, offset, var, count = shifted_moments(x, layout, shards)
     return Moments(shift + offset, var, count, layout.examples(count))
 
@@ -135,7 +138,7 @@ class ShiftedMoments(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def shifted_moments(x: jax.Array, layout: Layout, shards: Shards) -> ShiftedMoments:
-    """Returns the moments of `x`, over all shards."""
+    """Returns the moments of an `x` from `Layout.where_valid`, over all shards."""
     here = _moments_here(x, layout)
     return here if shards.axis_name is None else merge_rows(gather(here, shards))
 
@@ -148,9 +151,8 @@ def _shifted_moments_jvp(shards, primals, tangents):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, x, layout, mean, count):
-        centered = layout.minus(x, mean)
-        dx = layout.where_valid(dx).astype(mean.dtype)
-        return sums_over_count((dx, 2 * centered * dx), count, layout, shards)
+        dx = dx.astype(mean.dtype)
+        return sums_over_count((dx, 2 * layout.minus(x, mean) * dx), count, layout, shards)
 
     dmean, dvar = linear(tangents[0], x, layout, out.shift + out.offset, out.count)
     return out, ShiftedMoments(jnp.zeros_like(out.shift), dmean, dvar, jnp.zeros_like(out.count))
@@ -158,11 +160,22 @@ def _shifted_moments_jvp(shards, primals, tangents):
 
 def save_point(x: jax.Array) -> jax.Array:
     """Returns `x`, named `SAVE_POINT`."""
-    # This identity is what everyone uses, and the backward pass repeats it. Without it, each
-    # derivative rule would save a copy of its own. XLA would remove a product by 1, and then save
-    # more.
+    return _repeated(checkpoint_name(x, SAVE_POINT))
+
+
+@jax.custom_jvp
+def _repeated(x: jax.Array) -> jax.Array:
+    """Returns `x` by an operation that the backward pass repeats."""
+    # Without it, each derivative rule would save a copy of its own. XLA would remove a product by
+    # 1, and then save more. On a CPU, it would keep this operation out of its sums.
     form = jnp.finfo(x.dtype)
-    return lax.reduce_precision(checkpoint_name(x, SAVE_POINT), form.nexp, form.nmant)
+    rounded = functools.partial(
+        lax.reduce_precision, exponent_bits=form.nexp, mantissa_bits=form.nmant
+    )
+    return lax.platform_dependent(x, cpu=operator.pos, default=rounded)
+
+
+_repeated.defjvp(lambda primals, tangents: (_repeated(*primals), *tangents))
 
 
 def merge_rows(rows: ShiftedMoments) -> ShiftedMoments:
@@ -213,7 +226,9 @@ def _shift_offset_var(x, layout, size):
     """A shift, the mean of x - shift and the variance; the shift is the mean of a sample."""
     mean_of_sample = with_automatic_axes(_mean_of_sample, x, layout.axes)
     shift = mean_of_sample(x, layout)
-    return shift, *_mean_and_var(_sums(shift, x, layout), size)
+    first = apart((shift, x, layout))
+    second = apart(first)
+    return shift, *_mean_and_var((_sums(*first)[0], _sums(*second)[1]), size)
 
 
 def _sums(shift, x, layout):

@@ -28,11 +28,11 @@ def shift_offset_var(sums, mean_and_var, x, layout, size):
     zero = jnp.zeros(layout.feature_shape, layout.dtype)
     mean, var = mean_and_var(sums(zero, x, layout), size)
 
-    def about_mean():
+    def about_mean(_):
         return mean, *mean_and_var(_sums_by_slices(sums, mean, x, layout), size)
 
     close = jnp.all(mean**2 <= 64 * var)
-    return lax.cond(close, lambda: (jnp.zeros_like(mean), mean, var), about_mean)
+    return lax.cond(close, tuple, about_mean, (jnp.zeros_like(mean), mean, var))
 
 
 def _sums_by_slices(sums, shift, x, layout):

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.layout import Axes, Layout, Mask, vary_like
+from jbn._core.moments_cpu import apart
 
 
 def normalize(
@@ -48,7 +49,7 @@ def normalize(
     x = jnp.asarray(x)
     layout = Layout.of(x, axis, mask)
     layout.require_vectors(x, mean=mean, gain=gain, bias=bias)
-    return affine(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
+    return affine(layout.where_valid(x), mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
 
 
 def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
@@ -59,7 +60,7 @@ def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
 # Layers of equal shapes share a trace.
 @functools.partial(jax.jit, static_argnums=5)
 def affine(x, mean, gain, bias, layout: Layout, dtype: DTypeLike | None) -> jax.Array:
-    """Returns `normalize` of an `x` whose layout has been checked."""
+    """Returns `normalize` of an `x` from `Layout.where_valid`."""
     wide = np.result_type(layout.dtype, mean.dtype, gain.dtype, bias.dtype)
     mean, gain, bias = mean.astype(wide), gain.astype(wide), bias.astype(wide)
     return _affine(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
@@ -87,11 +88,15 @@ def _affine_jvp(dtype, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dvectors, x, mean, gain, layout):
         dmean, dgain, dbias = vary_like(dvectors, x)
-        offset = dbias - dmean * gain
-        centered, dx = layout.minus(x, mean), layout.where_valid(dx).astype(mean.dtype)
-        gain, dgain, dbias, offset = layout.expand(gain, dgain, dbias, offset)
-        dy = dx * gain + centered * dgain + offset
-        return (dy if layout.mask is None else jnp.where(layout.mask, dy, dbias)).astype(dtype)
+        # Three times, since the two sums of the moments are taken from x apart and twice apart.
+        centered = Layout.minus(*apart(apart(apart((layout, x, mean)))))
+        shifted = dmean * gain
+        offset = dbias - shifted
+        gain, dgain, dbias, shifted, offset = layout.expand(gain, dgain, dbias, shifted, offset)
+        dy = dx.astype(gain.dtype) * gain + centered * dgain
+        if layout.mask is None:
+            return (dy + offset).astype(dtype)
+        return (layout.where_valid(dy - shifted) + dbias).astype(dtype)
 
     return _affine(*primals, dtype), linear(dx, dvectors, x, mean, gain, layout)
 

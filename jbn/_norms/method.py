@@ -225,7 +225,7 @@ def _infer(norm, params, state, x, mask) -> jax.Array:
     """Inference by the running statistics."""
     layout, scale, bias = _prepare(norm, params, state, x, mask)
     statistics = norm.infer_vectors(lax.stop_gradient(state))
-    y = apply(statistics, scale, bias, x, layout, norm.dtype)
+    y = apply(statistics, scale, bias, layout.where_valid(x), layout, norm.dtype)
     return y if norm.activation is None else norm.activation.apply(y).astype(y.dtype)
 
 

@@ -31,6 +31,7 @@ def in_place(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.
     https://arxiv.org/abs/1712.02616).
     """
     dtype = norm.dtype or x.dtype
+    x = layout.where_valid(x)
     # A decay may be a function that closes over traced values, which a derivative rule may not.
     batch = jax.eval_shape(lambda x, layout: moments_of(x, layout, shards), x, layout)
     converted, closed_over = jax.closure_convert(step, operands, batch)
@@ -81,7 +82,7 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
         wide_scale, wide_bias = layout.expand(scale, bias)
         z = activation.invert(y)
         hat = layout.where_valid((z - wide_bias) / wide_scale)
-        dx = layout.where_valid(dx).astype(hat.dtype)
+        dx = dx.astype(hat.dtype)
         mean_dx, mean_hat_dx = sums_over_count((dx, hat * dx), batch.count, layout, shards)
         # As x - batch.mean = hat / rstd + (mean - batch.mean).
         dvar = 2 * (mean_hat_dx / rstd + (mean - batch.mean) * mean_dx)
