@@ -1,7 +1,9 @@
-"""Conversions against the libraries themselves, where they are installed."""
+"""Conversions against what the libraries themselves compute."""
 
-import os
-from typing import Any, get_args
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import chex
 import jax
@@ -13,168 +15,33 @@ from flax import linen, nnx
 import jbn
 from jbn import convert
 from tests.helpers import data
-
-FEATURES = 3
-SHAPE = (4, 2, 3, FEATURES)
-
-
-def batch(seed):
-    return np.asarray(data(SHAPE, seed, mean=seed), np.float32)
+from tests.peers import ask, layers
+from tests.peers.layers import FEATURES, batch
 
 
-class Peer:
-    """One layer of a library: its arrays out, arrays in, and its call on channels-last data."""
+class Peer(NamedTuple):
+    """A library: what `jbn.convert` calls it, and `run(arguments, arrays, seeds)`, its layer."""
 
     layout: convert.LayoutName
-    prefix = ""
+    run: Callable[..., tuple[dict[str, Any], Any]]
+    prefix: str = ""
     shape: tuple[int, ...] | None = None
 
 
-class Torch(Peer):
-    layout = "torch"
-
-    def __init__(self, **arguments):
-        self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-        self.layer = self.torch.nn.BatchNorm2d(FEATURES, **arguments)
-
-    def arrays(self):
-        return {name: tensor.numpy() for name, tensor in self.layer.state_dict().items()}
-
-    def load(self, arrays):
-        tensors = {name: self.torch.from_numpy(array) for name, array in arrays.items()}
-        self.layer.load_state_dict(tensors)
-
-    def __call__(self, x, training):
-        self.layer.train(training)
-        y = self.layer(self.torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
-        return np.moveaxis(y.detach().numpy(), 1, -1)
-
-
-class Linen(Peer):
-    layout = "flax"
-
-    def __init__(self, **arguments):
-        self.layer = linen.BatchNorm(**arguments)
-        self.variables: Any = self.layer.init(jax.random.key(0), batch(0), use_running_average=True)
-
-    def arrays(self):
-        return {**self.variables.get("params", {}), **self.variables["batch_stats"]}
-
-    def load(self, arrays):
-        self.variables = jax.tree.map_with_path(lambda p, _: arrays[p[-1].key], self.variables)
-        assert len(arrays) == len(jax.tree.leaves(self.variables))
-
-    def __call__(self, x, training):
-        y, updates = self.layer.apply(
-            self.variables, x, use_running_average=not training, mutable=["batch_stats"]
-        )
-        self.variables = {**self.variables, **updates}
-        return y
-
-
-class Nnx(Peer):
-    layout = "flax"
-
-    def __init__(self, **arguments):
-        self.layer = nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0), **arguments)
-
-    def arrays(self):
-        return nnx.to_pure_dict(nnx.state(self.layer))
-
-    def load(self, arrays):
-        state = nnx.state(self.layer)
-        nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, arrays))
-        nnx.update(self.layer, state)
-
-    def __call__(self, x, training):
-        return self.layer(x, use_running_average=not training)
-
-
-class Haiku(Peer):
-    layout, prefix, shape = "haiku", "batch_norm/", (1, 1, 1, FEATURES)
-
-    def __init__(self, **arguments):
-        hk: Any = pytest.importorskip("haiku", reason="Haiku is not installed")
-        arguments = {"create_scale": True, "create_offset": True, **arguments}
-        self.layer = hk.transform_with_state(lambda x, t: hk.BatchNorm(**arguments)(x, t))
-        self.params, self.state = self.layer.init(jax.random.key(0), batch(0), True)
-
-    def arrays(self):
-        return self.params | self.state
-
-    def load(self, arrays):
-        self.params, self.state = (
-            {m: {n: arrays[f"{m}/{n}"] for n in names} for m, names in tree.items()}
-            for tree in (self.params, self.state)
-        )
-        assert len(arrays) == len(jax.tree.leaves(self.arrays()))
-
-    def __call__(self, x, training):
-        y, self.state = self.layer.apply(self.params, self.state, None, x, training)
-        return y
-
-
-class Keras(Peer):
-    layout, prefix = "keras", "bn/"
-
-    def __init__(self, **arguments):
-        os.environ.setdefault("KERAS_BACKEND", "jax")
-        keras: Any = pytest.importorskip("keras", reason="Keras is not installed")
-        self.layer = keras.layers.BatchNormalization(name="bn", **arguments)
-        self.layer.build(SHAPE)
-
-    def arrays(self):
-        return {weight.path: weight for weight in self.layer.weights}
-
-    def load(self, arrays):
-        assert len(arrays) == len(self.layer.weights)
-        for weight in self.layer.weights:
-            weight.assign(arrays[weight.path])
-
-    def __call__(self, x, training):
-        return self.layer(x, training=training)
-
-
-class EquinoxBatch(Peer):
-    layout, mode = "equinox_batch", "batch"
-    buffers = ("batch_state_index", "batch_counter")
-
-    def __init__(self, **arguments):
-        self.eqx: Any = pytest.importorskip("equinox", reason="Equinox is not installed")
-        make = self.eqx.nn.make_with_state(self.eqx.nn.BatchNorm)
-        self.layer, self.state = make(FEATURES, "batch", mode=self.mode, **arguments)
-
-    def arrays(self):
-        buffers = {name: self.state.get(getattr(self.layer, name)) for name in self.buffers}
-        return {"weight": self.layer.weight, "bias": self.layer.bias} | buffers
-
-    def load(self, arrays):
-        if "weight" in arrays:
-            vectors = (jnp.asarray(arrays["weight"]), jnp.asarray(arrays["bias"]))
-            self.layer = self.eqx.tree_at(lambda bn: (bn.weight, bn.bias), self.layer, vectors)
-        averages, counter = self.buffers
-        values = tuple(jnp.asarray(arrays[f"{averages}/{i}"]) for i in range(2))
-        self.state = self.state.set(getattr(self.layer, averages), values)
-        self.state = self.state.set(getattr(self.layer, counter), arrays[counter].item())
-
-    def __call__(self, x, training):
-        def call(x, state):
-            return self.layer(x, state, inference=not training)
-
-        apply = jax.vmap(call, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
-        y, self.state = apply(np.moveaxis(x, -1, 1), self.state)
-        return np.moveaxis(np.asarray(y), 1, -1)
-
-
-class EquinoxEma(EquinoxBatch):
-    layout, mode = "equinox_ema", "ema"
-    buffers = ("ema_state_index", "ema_first_time_index")
-
-
-PEERS = [Torch, Linen, Nnx, Haiku, Keras, EquinoxBatch, EquinoxEma]
+PEERS = {
+    "torch": Peer("torch", partial(ask, "torch", layers.torch_layer)),
+    "linen": Peer("flax", partial(layers.linen_layer, linen)),
+    "nnx": Peer("flax", partial(layers.nnx_layer, nnx)),
+    "haiku": Peer(
+        "haiku", partial(ask, "haiku", layers.haiku_layer), "batch_norm/", (1, 1, 1, FEATURES)
+    ),
+    "keras": Peer("keras", partial(ask, "keras", layers.keras_layer), "bn/"),
+    "equinox_batch": Peer("equinox_batch", partial(ask, "equinox", layers.equinox_layer, "batch")),
+    "equinox_ema": Peer("equinox_ema", partial(ask, "equinox", layers.equinox_layer, "ema")),
+}
 CORRECTED = ("haiku", "equinox_batch")
 
-every_peer = pytest.mark.parametrize("peer", PEERS)
+every_peer = pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
 every_layout = pytest.mark.parametrize("layout", get_args(convert.LayoutName))
 
 
@@ -193,63 +60,59 @@ def train(layer, seeds):
 
 
 def write(peer, layer):
-    """The library's layer, made and filled from jbn's."""
-    foreign = convert.write(peer.layout, layer, prefix=peer.prefix, shape=peer.shape)
-    real = peer(**foreign.arguments)
-    real.load(foreign.arrays)
-    return real
+    """Returns jbn's layer as the library's, in the names and shapes of its own."""
+    return convert.write(peer.layout, layer, prefix=peer.prefix, shape=peer.shape)
 
 
-def assert_same_inference(real, layer):
-    y = jbn.batch_norm(**layer.options).infer(layer.params, layer.state, batch(9))
-    np.testing.assert_allclose(real(batch(9), training=False), y, rtol=1e-5, atol=1e-6)
+def assert_infers(layer, y):
+    norm = jbn.batch_norm(**layer.options)
+    np.testing.assert_allclose(
+        y, norm.infer(layer.params, layer.state, batch(9)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("peer", "arguments"),
+    ("name", "arguments"),
     [
-        (Torch, {"momentum": 0.3, "eps": 1e-2}),
-        (Torch, {"momentum": None}),
-        (Linen, {"momentum": 0.7, "epsilon": 1e-2}),
-        (Nnx, {"momentum": 0.7, "epsilon": 1e-2}),
-        (Haiku, {"decay_rate": 0.7, "eps": 1e-2, "create_scale": True, "create_offset": True}),
-        (Keras, {"momentum": 0.7}),
-        (EquinoxBatch, {"momentum": 0.7, "eps": 1e-2}),
-        (EquinoxEma, {"momentum": 0.7, "eps": 1e-2}),
+        ("torch", {"momentum": 0.3, "eps": 1e-2}),
+        ("torch", {"momentum": None}),
+        ("linen", {"momentum": 0.7, "epsilon": 1e-2}),
+        ("nnx", {"momentum": 0.7, "epsilon": 1e-2}),
+        ("haiku", {"decay_rate": 0.7, "eps": 1e-2, "create_scale": True, "create_offset": True}),
+        ("keras", {"momentum": 0.7}),
+        ("equinox_batch", {"momentum": 0.7, "eps": 1e-2}),
+        ("equinox_ema", {"momentum": 0.7, "eps": 1e-2}),
     ],
 )
-def test_a_layer_that_was_read_infers_and_trains_as_before(peer, arguments):
-    real = peer(**arguments)
-    start = layer_of(decay=jbn.corrected_decay(0.7))
-    real.load(convert.write(peer.layout, start, prefix=peer.prefix, shape=peer.shape).arrays)
-    for seed in range(3):
-        real(batch(seed), training=True)
-
-    layer = convert.read(peer.layout, real.arrays(), prefix=peer.prefix, **arguments)
-    assert_same_inference(real, layer)
-    real(batch(3), training=True)
-    assert_same_inference(real, train(layer, [3]))
+def test_a_layer_that_was_read_infers_and_trains_as_before(name, arguments):
+    peer = PEERS[name]
+    start = write(peer, layer_of(decay=jbn.corrected_decay(0.7))).arrays
+    arrays, y = peer.run(arguments, start, [0, 1, 2])
+    layer = convert.read(peer.layout, arrays, prefix=peer.prefix, **arguments)
+    assert_infers(layer, y)
+    _, y = peer.run(arguments, start, [0, 1, 2, 3])
+    assert_infers(train(layer, [3]), y)
 
 
 @every_peer
 @pytest.mark.parametrize("corrected", [False, True])
 def test_a_layer_that_was_written_infers_and_trains_as_before(peer, corrected):
     decay = jbn.corrected_decay(0.7) if corrected else 0.7
-    layer = layer_of(decay=decay, epsilon=1e-2, unbiased=peer is Torch)
+    layer = layer_of(decay=decay, epsilon=1e-2, unbiased=peer.layout == "torch")
     layer = train(layer, range(3))
-    real = write(peer, layer)
-    assert_same_inference(real, layer)
-    real(batch(3), training=True)
+    arrays, arguments = write(peer, layer)
+    assert_infers(layer, peer.run(arguments, arrays, [])[1])
     if corrected and peer.layout not in CORRECTED:
         layer = layer._replace(options={**layer.options, "decay": 0.7})
-    assert_same_inference(real, train(layer, [3]))
+    assert_infers(train(layer, [3]), peer.run(arguments, arrays, [3])[1])
 
 
 @every_peer
 def test_an_untrained_layer_is_read_as_an_untrained_layer(peer):
     arguments = {"decay_rate": 0.9, "create_scale": True, "create_offset": True}
-    arguments = arguments if peer is Haiku else {}
-    layer = convert.read(peer.layout, peer(**arguments).arrays(), prefix=peer.prefix, **arguments)
+    arguments = arguments if peer.layout == "haiku" else {}
+    arrays, _ = peer.run(arguments, None, [])
+    layer = convert.read(peer.layout, arrays, prefix=peer.prefix, **arguments)
     chex.assert_trees_all_equal(layer[:2], jbn.batch_norm().init(FEATURES))
 
 
@@ -257,7 +120,8 @@ def test_an_untrained_layer_is_read_as_an_untrained_layer(peer):
 @pytest.mark.parametrize("use", [(False, False), (True, False), (False, True)])
 def test_without_scale_or_bias(peer, use):
     layer = layer_of(use_scale=use[0], use_bias=use[1])
-    assert_same_inference(write(peer, layer), layer)
+    arrays, arguments = write(peer, layer)
+    assert_infers(layer, peer.run(arguments, arrays, [])[1])
 
 
 @every_layout
@@ -311,13 +175,84 @@ def test_lists_of_numbers_are_vectors():
     np.testing.assert_array_equal(layer.state.var, [5, 6])
 
 
-def test_tensors_of_torch_are_read_in_their_dtypes():
-    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
-    real = torch.nn.BatchNorm1d(FEATURES).bfloat16()
-    arrays = dict(real.named_parameters()) | dict(real.named_buffers())
+class Tensor:
+    """What jbn looks at in a tensor of PyTorch, and what NumPy and DLPack refuse to read."""
+
+    def __init__(self, array, requires_grad=False):
+        self.array, self.requires_grad = array, requires_grad
+        self.dtype = f"torch.{array.dtype}"
+
+    def detach(self):
+        return Tensor(self.array)
+
+    def cpu(self):
+        return self
+
+    def __array__(self, *_args, **_options):
+        if self.requires_grad:
+            raise RuntimeError("detach first")
+        if self.array.dtype == jnp.bfloat16:
+            raise TypeError("NumPy has no bfloat16")
+        return np.asarray(self.array)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        if self.requires_grad:
+            raise BufferError("detach first")
+        return self.array.__dlpack__(**options)
+
+
+def tensors_like_torchs():
+    arrays, _ = PEERS["torch"].run({}, None, [])
+    parameters = {
+        name: Tensor(jnp.asarray(arrays[name], jnp.bfloat16), requires_grad=True)
+        for name in ("weight", "bias")
+    }
+    buffers = {
+        "running_mean": Tensor(jnp.asarray(arrays["running_mean"], jnp.bfloat16)),
+        "running_var": Tensor(jnp.asarray(arrays["running_var"], jnp.bfloat16)),
+        "num_batches_tracked": Tensor(arrays["num_batches_tracked"]),
+    }
+    return parameters | buffers
+
+
+def tensors_of_torch():
+    torch: Any = importlib.import_module("torch")
+    layer = torch.nn.BatchNorm2d(FEATURES).bfloat16()
+    return dict(layer.named_parameters()) | dict(layer.named_buffers())
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [tensors_like_torchs, *([tensors_of_torch] if importlib.util.find_spec("torch") else [])],
+)
+def test_tensors_of_torch_are_read_in_their_dtypes(tensors):
+    arrays = tensors()
+    with pytest.raises(RuntimeError):
+        np.asarray(arrays["weight"])
+    with pytest.raises(TypeError):
+        np.asarray(arrays["weight"].detach())
     layer = convert.read("torch", arrays)
     assert {leaf.dtype for leaf in jax.tree.leaves(layer.params)} == {jnp.dtype(jnp.bfloat16)}
     chex.assert_trees_all_equal(layer.state, jbn.batch_norm().init(FEATURES)[1])
+
+
+def test_variables_that_numpy_can_convert_are_read():
+    class Variable:
+        """What jbn looks at in a variable of Keras."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, *_args, **_options):
+            return self.array
+
+    arrays, arguments = convert.write("keras", layer_of(), prefix="bn/")
+    variables = {path: Variable(array) for path, array in arrays.items()}
+    layers = [convert.read("keras", a, prefix="bn/", **arguments) for a in (variables, arrays)]
+    chex.assert_trees_all_equal(*(layer[:2] for layer in layers))
 
 
 @pytest.mark.parametrize("count", [2**24, 2**40])

@@ -1,6 +1,5 @@
 """Folded layers and models do what they did before, and what cannot be folded is refused."""
 
-import importlib
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 from tests.helpers import data, trained
+from tests.peers import ask
 
 X = data((4, 6, 6, 4), mean=1)
 
@@ -81,22 +81,24 @@ def test_a_folded_layer_equals_the_layer_and_its_norm(layer, shape, axis, use_bi
     np.testing.assert_allclose(plus(layer(x, kernel), bias), y, rtol=1e-12, atol=1e-12)
 
 
+def fuse(torch, kernel, bias, mean, var, scale, offset, transpose):
+    arrays = kernel, bias, mean, var, scale, offset
+    tensors = [torch.from_numpy(np.array(a)) if a is not None else None for a in arrays]
+    fused = torch.nn.utils.fuse_conv_bn_weights(*tensors[:4], 1e-5, *tensors[4:], transpose)
+    return [tensor.detach().numpy() for tensor in fused]
+
+
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_torch_fuses_to_the_same_weights(transpose, use_bias):
-    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
-    fusion: Any = importlib.import_module("torch.nn.utils.fusion")
     norm = jbn.batch_norm()
     params, state = trained(norm.init(5))
-    kernel = data((4, 5, 3, 3) if transpose else (5, 4, 3, 3), 5)
+    kernel = data((4, 5, 2, 1) if transpose else (5, 4, 2, 1), 5)
     bias = data(5, 6) if use_bias else None
-    tensors = [torch.from_numpy(a) if a is not None else None for a in (kernel, bias)]
-    vectors = [torch.from_numpy(np.array(a)) for a in (state.mean, state.var)]
-    learned = [torch.from_numpy(np.array(a)) for a in params]
-    fused = fusion.fuse_conv_bn_weights(*tensors, *vectors, 1e-5, *learned, transpose)
+    fused = ask("torch", fuse, kernel, bias, state.mean, state.var, *params, transpose)
     folded = jbn.fold(partial(norm.infer, params, state), kernel, bias, axis=int(transpose))
     for ours, theirs in zip(folded, fused, strict=True):
-        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +151,22 @@ def assert_close(y, wanted):
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-def linen_pair(model, x=X, **options):
+def variables_of(model):
+    """Returns variables of a Linen model, as after training. (To compile its init takes long.)"""
+
+    def values(leaf):
+        is_kernel = leaf.ndim > 1
+        return data(leaf.shape, leaf.size) if is_kernel else np.zeros(leaf.shape, np.float32)
+
+    return trained(jax.tree.map(values, jax.eval_shape(model.init, jax.random.key(0), X)))
+
+
+def linen_pair(model, **options):
     """Outputs of a trained Linen model before and after folding, and what was folded."""
-    variables = trained(jax.jit(model.init)(jax.random.key(0), x))
-    folded = jbn.linen.fold(model, variables, x, **options)
+    variables = variables_of(model)
+    folded = jbn.linen.fold(model, variables, X, **options)
     before, after = jax.jit(model.apply), jax.jit(folded.apply)
-    return before(variables, x), after(folded.variables, x), folded
+    return before(variables, X), after(folded.variables, X), folded
 
 
 class Stack(nn.Module):
@@ -283,7 +295,7 @@ class Layer(nn.Module):
 )
 def test_what_is_not_foldable_is_refused_or_kept(case, words):
     model = Unfoldable(case)
-    variables = trained(jax.jit(model.init)(jax.random.key(0), X))
+    variables = variables_of(model)
     with pytest.raises(ValueError, match=words):
         jbn.linen.fold(model, variables, X)
     wanted, y, folded = linen_pair(model, strict=False)
@@ -310,7 +322,7 @@ def test_an_activation_of_a_norm_stays(activation, use_bias):
     for wrapped in (norm, jbn.frozen(norm)):
         module = jbn.linen.Norm(wrapped, use_running_average=True)
         model: Any = nn.Sequential([nn.Dense(5, use_bias=use_bias), module])
-        variables = with_small_scale(model.init(jax.random.key(0), X))
+        variables = with_small_scale(variables_of(model))
         folded = jbn.linen.fold(model, variables, X)
         assert_close(folded.apply(folded.variables, X), model.apply(variables, X))
         rngs = nnx.Rngs(0)
@@ -326,14 +338,14 @@ def test_what_is_not_affine_is_refused(activation):
     with pytest.raises(ValueError, match="infer is not affine"):
         jbn.fold(partial(norm.infer, *norm.init(5)), jnp.ones((4, 5)))
     model = nn.Sequential([nn.Dense(5), nn.BatchNorm(use_running_average=True)])
-    variables = model.init(jax.random.key(0), X)
+    variables = variables_of(model)
     with jbn.linen.replace_batch_norm(norm), pytest.raises(ValueError, match="not affine"):
         jbn.linen.fold(model, variables, X)
 
 
 def test_folding_uses_the_norm_that_replaces():
     model = nn.Sequential([nn.Dense(5), nn.BatchNorm(use_running_average=True)])
-    variables = trained(model.init(jax.random.key(0), X))
+    variables = variables_of(model)
     with jbn.linen.replace_batch_norm(jbn.batch_norm(epsilon=0.5)):
         folded = jbn.linen.fold(model, variables, X)
         wanted = model.apply(variables, X)
@@ -350,7 +362,7 @@ def test_an_output_in_bfloat16_does_not_round_what_is_folded():
     norm = jbn.batch_norm(dtype=jnp.bfloat16)
     for wrapped in (norm, jbn.frozen(norm)):
         model: Any = nn.Sequential([nn.Dense(5), jbn.linen.Norm(wrapped, True)])
-        variables = trained(model.init(jax.random.key(0), X))
+        variables = variables_of(model)
         params, stats = (variables[name]["layers_1"] for name in ("params", "batch_stats"))
         folded = jbn.linen.fold(model, variables, X)
         gain = params["scale"] / np.sqrt(stats["var"] + np.float32(1e-5))
@@ -374,7 +386,7 @@ def test_a_plain_subclass_folds_like_flaxs():
 
 def test_a_linen_model_is_folded_and_applied_in_inference():
     model = Unfoldable("something between")
-    variables = model.init(jax.random.key(0), X)
+    variables = variables_of(model)
     with pytest.raises(ValueError, match="training mode"):
         jbn.linen.fold(model, variables, X, train=True)
 
@@ -396,6 +408,7 @@ class NnxStack(nnx.Module):
     def __init__(self, norm, use_bias):
         rngs = nnx.Rngs(0)
         options: dict[str, Any] = {"use_bias": use_bias, "rngs": rngs}
+        options["kernel_init"] = lambda _, shape, *__: jnp.asarray(data(shape, shape[-1]))
         layers = [
             nnx.Conv(4, 6, (3, 3), feature_group_count=2, **options),
             nnx.ConvTranspose(6, 5, (3, 3), (2, 2), **options),

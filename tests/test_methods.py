@@ -13,6 +13,7 @@ import pytest
 import jbn
 from tests import reference
 from tests.helpers import data
+from tests.peers import ask
 
 
 def batches(count, shape=(16, 2, 3)):
@@ -74,24 +75,34 @@ def test_renorm_limits_are_schedules_of_the_update_count():
         np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 
 
+def renorm_steps(keras, xs):
+    layer = keras.layers.BatchNormalization(
+        renorm=True,
+        renorm_clipping={"rmin": 1 / 1.5, "rmax": 1.5, "dmax": 0.8},
+        renorm_momentum=0.9,
+        momentum=0.9,
+        epsilon=1e-5,
+    )
+    layer.build(xs[0].shape)
+    steps = []
+    with jax.numpy_dtype_promotion("standard"):
+        for x in xs:
+            before = layer.renorm_mean.value, layer.renorm_stddev.value
+            y = layer(x, training=True)
+            steps.append((*before, y, layer.renorm_mean.value))
+    return steps
+
+
 def test_renorm_agrees_with_keras():
     """Keras averages standard deviations, jbn variances: each step starts from Keras's."""
-    keras = pytest.importorskip("keras", reason="Keras is not installed")
-    limits, epsilon = {"rmin": 1 / 1.5, "rmax": 1.5, "dmax": 0.8}, 1e-5
-    layer = keras.layers.BatchNormalization(
-        epsilon=epsilon, renorm=True, renorm_clipping=limits, renorm_momentum=0.9, momentum=0.9
-    )
-    layer.build((None, 2, 3))
-    norm = jbn.batch_renorm(r_max=1.5, d_max=0.8, decay=0.9, epsilon=epsilon)
+    norm = jbn.batch_renorm(r_max=1.5, d_max=0.8, decay=0.9, epsilon=1e-5)
     params, state = norm.init(3)
-    for x in batches(5):
-        mean, std = (jnp.asarray(v.value) for v in (layer.renorm_mean, layer.renorm_stddev))
-        state = state._replace(mean=mean, var=std**2 - epsilon)
-        with jax.numpy_dtype_promotion("standard"):
-            expected = layer(x, training=True)
-        y, state = norm.train(params, state, x)
-        np.testing.assert_allclose(y, np.asarray(expected), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(state.mean, layer.renorm_mean.value, rtol=1e-5, atol=1e-6)
+    xs = batches(5, (8, 2, 3))
+    for x, (mean, std, y, new_mean) in zip(xs, ask("keras", renorm_steps, xs), strict=True):
+        state = state._replace(mean=jnp.asarray(mean), var=jnp.asarray(std) ** 2 - 1e-5)
+        ours, state = norm.train(params, state, x)
+        np.testing.assert_allclose(ours, y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(state.mean, new_mean, rtol=1e-5, atol=1e-6)
 
 
 def test_first_running_step_is_batch_norm():

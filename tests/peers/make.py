@@ -1,0 +1,39 @@
+"""Asks the installed libraries all that the tests ask, and stores what they answer.
+
+Command: python -m tests.peers.make
+Of a library that is not installed, the answers stay as they are. For all, install torch, keras,
+dm-haiku and equinox.
+"""
+
+import json
+import sys
+from importlib.metadata import packages_distributions, version
+
+import pytest
+
+from tests import peers
+
+TESTS = (
+    "tests/test_convert.py",
+    "tests/test_fold.py::test_torch_fuses_to_the_same_weights",
+    "tests/test_methods.py::test_renorm_agrees_with_keras",
+    "tests/experiments/test_trajectories.py",
+)
+
+
+def main() -> int:
+    """Runs the tests that ask, and returns 0 if they passed and the answers are stored."""
+    peers.recorded = {}
+    if code := pytest.main(["-q", "-n0", *TESTS]):
+        return code
+    for library, records in peers.recorded.items():
+        distribution = packages_distributions()[library][0]
+        versions = {name: version(name) for name in (distribution, "jax", "numpy")}
+        lines = {json.dumps(record, default=peers.to_json): None for record in records}
+        content = "\n".join([json.dumps(versions), *lines]) + "\n"
+        (peers.FOLDER / f"{library}.jsonl").write_text(content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
