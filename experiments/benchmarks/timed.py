@@ -11,28 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tyro
 
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
 from experiments.benchmarks.stopwatch import compared, interleaved, table
-from experiments.benchmarks.turns import compilation_turns, norm_turns, resnet20_turns
+from experiments.benchmarks.turns import (
+    linen_compilation_turns,
+    nnx_compilation_turns,
+    norm_turns,
+    resnet20_turns,
+)
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((64, 32, 32, 64), (64, 16, 16, 256), (64, 64, 64, 16), (4096, 256))
 BATCH = 128
-NORMS = 53
+SMALL_IMAGES = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32)
 TO = "jbn"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times norms, a training step of ResNet-20 and a compilation, in float32 on this machine."""
+    """Times norms, a step of ResNet-20 and the compilation of ResNet-50, in float32."""
 
     rounds: int = 30
     """In each round every library takes one turn, in random order."""
     compilations: int = 5
-    """Rounds of tracing and compiling."""
+    """Rounds of tracing, lowering and compiling."""
     output: Path | None = None
     """Where the results go, as JSON; by default beside this file, named after the device."""
 
@@ -63,7 +69,9 @@ def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
     for shape in SHAPES:
         yield from rows(dict(norm_turns(shape)), rounds, shape=shape)
     yield from rows(dict(resnet20_turns(BATCH)), rounds, batch=BATCH)
-    yield from rows(dict(compilation_turns(NORMS)), compilations, norms=NORMS)
+    for library, turns in (("Linen", linen_compilation_turns), ("NNX", nnx_compilation_turns)):
+        for row in rows(dict(turns(SMALL_IMAGES)), compilations):
+            yield row | {"what": f"{row['what']} ResNet-50 in {library}"}
 
 
 def rows(turns: Any, rounds: int, **about: Any) -> Iterator[dict[str, Any]]:

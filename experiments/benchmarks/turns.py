@@ -1,6 +1,8 @@
-"""What is timed, a turn of each library: one norm, ResNet-20, and the compilation of 53 norms."""
+"""What is timed, a turn of each library: one norm, ResNet-20, and the compilation of ResNet-50."""
 
+import gc
 import importlib
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from experiments.benchmarks import networks
+import jbn.nnx
+from experiments.benchmarks import networks, nnx_networks
 from experiments.benchmarks.layers import installed
-from experiments.benchmarks.linen_networks import Chain, training
+from experiments.benchmarks.linen_networks import ResNet50, training
 from experiments.benchmarks.linen_norms import linen_norms
 from experiments.benchmarks.stopwatch import Turn, clock
 from experiments.models import ResNet20
@@ -79,19 +83,48 @@ def resnet20_turns(batch: int) -> Iterator[tuple[str, Turn]]:
         )
 
 
-def compilation_turns(depth: int, batch: int = 32) -> Iterator[tuple[str, Turn]]:
-    """Yields the tracing and the compilation of a step of plain SGD on `depth` norms."""
+def linen_compilation_turns(images: Any) -> Iterator[tuple[str, Turn]]:
+    """Yields what comes before the first step of plain SGD on ResNet-50 in Linen.
+
+    Args:
+      images: `[batch, height, width, 3]`, abstract. Small ones will do: their size changes neither
+        how many layers are traced nor how many operations are compiled.
+    """
     for name in LINEN_NORMS:
-        model = Chain(linen_norms(jnp.float32)[name], depth)
+        model = ResNet50(linen_norms(images.dtype)[name], images.dtype)
         init, step = training(model, optax.sgd(0.1))
-        x = jax.ShapeDtypeStruct((batch, model.features), jnp.float32)
-        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        yield name, partial(trace_and_compile, step, (jax.eval_shape(init, x), x, labels))
+        yield name, _compilation(step, jax.eval_shape(init, images), images)
 
 
-def trace_and_compile(step: Any, arguments: tuple[Any, ...]) -> dict[str, float]:
-    """Returns the seconds of tracing with lowering, and of compiling, from empty caches."""
+def nnx_compilation_turns(images: Any) -> Iterator[tuple[str, Turn]]:
+    """Yields the same in NNX."""
+    for name, library in (("jbn", jbn.nnx), ("flax.nnx", nnx)):
+        norm = partial(library.BatchNorm, momentum=0.9, dtype=images.dtype)
+        init, step = nnx_networks.training(partial(_nnx_resnet50, norm), optax.sgd(0.1))
+        yield name, _compilation(step, jax.eval_shape(init), images)
+
+
+def _nnx_resnet50(norm: nnx_networks.Norm) -> nnx.Module:
+    return nnx_networks.ResNet50(norm, rngs=nnx.Rngs(0))
+
+
+def _compilation(step: Any, state: Any, images: Any) -> Turn:
+    labels = jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
+    return partial(trace_lower_compile, step, (state, images, labels))
+
+
+def trace_lower_compile(step: Any, arguments: tuple[Any, ...]) -> dict[str, float]:
+    """Returns the seconds of tracing, of lowering and of compiling, from empty caches.
+
+    Those of tracing and lowering, which run in one thread, are of the processor.
+    """
     jax.clear_caches()
-    lowered = []
-    trace = clock(lambda: lowered.append(jax.jit(step).lower(*arguments)))
-    return {"trace": trace, "compile": clock(lowered[0].compile)}
+    # What others left behind is collected at nobody's expense.
+    gc.collect()
+    gc.freeze()
+    stages: list[Any] = [jax.jit(step)]
+    return {
+        "tracing": clock(lambda: stages.append(stages[-1].trace(*arguments)), time.process_time),
+        "lowering": clock(lambda: stages.append(stages[-1].lower()), time.process_time),
+        "compiling": clock(lambda: stages[-1].compile()),
+    }

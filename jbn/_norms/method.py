@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, get_abstract_mesh, use_abstract_mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.export import exportable
@@ -217,7 +217,9 @@ def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
     through = through if norm.activation is None else in_place
     known = layout.mask is None and isinstance(x.size, int)  # A symbolic size may turn out as 1.
     step = partial(_step, masked=not known)
-    y, new = through(step, (method, state), x, scale, bias, layout, shards, norm)
+    # As where jax 0.10 differentiates what it has traced, so that both share the traces within.
+    with use_abstract_mesh(get_abstract_mesh()):
+        y, new = through(step, (method, state), x, scale, bias, layout, shards, norm)
     return y, state if keeps_states.value else new
 
 
@@ -287,9 +289,13 @@ def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
     A batch is bad if it is not `good`, or if its statistics or the new state are not finite.
     """
     new = jax.tree.map(jnp.astype, new, jax.tree.map(jnp.result_type, state))
-    new = _shard_like(new, state)
+    # One reduction for all leaves of a shape, since XLA compiles several kernels for each.
+    finite: dict[tuple[int, ...], Any] = {}
     for leaf in (batch.mean, batch.var, *jax.tree.leaves(new)):
-        good &= jnp.all(jnp.isfinite(leaf))
+        finite[leaf.shape] = finite.get(leaf.shape, True) & jnp.isfinite(leaf)
+    for leaf in finite.values():
+        good &= jnp.all(leaf)
+    new = _shard_like(new, state)
     return lax.stop_gradient(jax.tree.map(partial(jnp.where, good), new, state))
 
 

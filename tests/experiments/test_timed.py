@@ -1,9 +1,18 @@
 """Libraries take turns, each as often, and are compared within a round."""
 
+import math
+
+import jax
 import pytest
 
 from experiments.benchmarks import stopwatch, timed
-from experiments.benchmarks.turns import norm_turns, trace_and_compile
+from experiments.benchmarks.timed import SMALL_IMAGES
+from experiments.benchmarks.turns import (
+    linen_compilation_turns,
+    nnx_compilation_turns,
+    norm_turns,
+    trace_lower_compile,
+)
 
 
 def test_every_library_takes_a_turn_in_every_round():
@@ -43,7 +52,7 @@ def test_norms_are_timed_forward_and_both_ways(shape):
         assert all(ms > 0 for ms in row["median_ms"].values())
 
 
-def test_tracing_and_compiling_start_anew_each_time():
+def test_tracing_lowering_and_compiling_start_anew_each_time():
     traced = []
 
     def step(x):
@@ -51,6 +60,19 @@ def test_tracing_and_compiling_start_anew_each_time():
         return x + 1
 
     for number in (1, 2):
-        seconds = trace_and_compile(step, (1.0,))
+        seconds = trace_lower_compile(step, (1.0,))
         assert len(traced) == number
-        assert set(seconds) == {"trace", "compile"}
+        assert set(seconds) == {"tracing", "lowering", "compiling"}
+        assert all(taken > 0 for taken in seconds.values())
+
+
+@pytest.mark.parametrize("turns", [linen_compilation_turns, nnx_compilation_turns])
+def test_the_compiled_network_is_resnet50(turns):
+    for name, turn in turns(SMALL_IMAGES):
+        step, (state, images, labels) = turn.args
+        params, statistics, _ = state
+        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 25_557_032, name
+        assert len(jax.tree.leaves(statistics)) == 2 * 53
+        new, loss = jax.eval_shape(step, state, images, labels)
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        assert loss.shape == ()
