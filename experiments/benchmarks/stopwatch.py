@@ -23,7 +23,7 @@ def clock(f: Callable[[], Any], now: Callable[[], float] = time.perf_counter) ->
 
 
 def interleaved(
-    turns: dict[str, Turn], rounds: int, warm_up: int = 2
+    turns: dict[str, Turn], rounds: int, warm_up: int = 5
 ) -> dict[str, dict[str, list[float]]]:
     """Lets every library take one turn in each round, in random order.
 
@@ -71,11 +71,10 @@ def table(rows: list[dict[str, Any]], to: str) -> str:
     names = [name for name in dict.fromkeys(n for r in rows for n in r["median_ms"]) if name != to]
     lines = [f"| | {to}, ms | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for row in rows:
-        what = row["what"] + "".join(
-            f", {name} {value}" for name, value in row.items() if name in ("batch", "norms")
-        )
-        shape = f" {list(row['shape'])}" if "shape" in row else ""
+        about = [f"{name} {row[name]}" for name in ("batch", "memory") if name in row]
+        shape = [f"{row['what']} {list(row['shape'])}"] if "shape" in row else [row["what"]]
         ratios = (row[f"times_{to}"].get(name) for name in names)
         cells = ["n/a" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        lines.append(f"| {what}{shape} | {row['median_ms'][to]:.2f} | " + " | ".join(cells) + " |")
+        cells = [", ".join(shape + about), f"{row['median_ms'][to]:.2f}", *cells]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from experiments.benchmarks import memory
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
 from experiments.benchmarks.stopwatch import compared, interleaved, table
 from experiments.benchmarks.turns import (
@@ -66,9 +67,11 @@ def main(arguments: Arguments) -> None:
 
 def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
     """Yields a row for each thing that is timed, `what`, and what it is timed on."""
-    for shape in SHAPES:
-        yield from rows(dict(norm_turns(shape)), rounds, shape=shape)
-    yield from rows(dict(resnet20_turns(BATCH)), rounds, batch=BATCH)
+    for kind in memory.MEMORIES:
+        if memory.choose(kind):
+            for shape in SHAPES:
+                yield from rows(dict(norm_turns(shape)), rounds, shape=shape, memory=kind)
+            yield from rows(dict(resnet20_turns(BATCH)), rounds, batch=BATCH, memory=kind)
     for library, turns in (("Linen", linen_compilation_turns), ("NNX", nnx_compilation_turns)):
         for row in rows(dict(turns(SMALL_IMAGES)), compilations):
             yield row | {"what": f"{row['what']} ResNet-50 in {library}"}

@@ -1,11 +1,13 @@
 """Libraries take turns, each as often, and are compared within a round."""
 
 import math
+import resource
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import stopwatch, timed
+from experiments.benchmarks import memory, stopwatch, timed
 from experiments.benchmarks.timed import SMALL_IMAGES
 from experiments.benchmarks.turns import (
     linen_compilation_turns,
@@ -34,12 +36,32 @@ def test_ratios_are_medians_over_rounds():
     row = stopwatch.compared({"jbn": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 8.0]}, "jbn")
     assert row["median_ms"] == {"jbn": 2000, "other": 3000}
     assert row["times_jbn"] == {"jbn": 1, "other": 2}
-    rows = [{"what": "step", "shape": (4, 3)} | row, {"what": "trace", "norms": 53} | row]
+    rows = [
+        {"what": "step", "shape": (4, 3)} | row,
+        {"what": "step", "batch": 8, "memory": "kept"} | row,
+    ]
     rows[1] = rows[1] | {"median_ms": {"jbn": 1}, "times_jbn": {"jbn": 1}}
     assert stopwatch.table(rows, "jbn").splitlines()[2:] == [
         "| step [4, 3] | 2000.00 | 2.00 |",
-        "| trace, norms 53 | 1.00 | n/a |",
+        "| step, batch 8, memory kept | 1.00 | n/a |",
     ]
+
+
+def test_fresh_memory_is_paid_for_in_every_call_and_kept_memory_once():
+    copy = jax.jit(lambda x: x + 1)
+    x = jnp.zeros(2**20)
+    faults = {}
+    for kind in memory.MEMORIES:
+        if not memory.choose(kind):
+            pytest.skip("the C library does not let one choose")
+        for number in range(60):
+            if number == 40:
+                faults[kind] = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            jax.block_until_ready(copy(x))
+        faults[kind] += resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pages = 20 * x.nbytes / resource.getpagesize()
+    assert faults["fresh"] > 0.5 * pages
+    assert faults["kept"] < 0.1 * pages
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 4, 3), (8, 3)])
