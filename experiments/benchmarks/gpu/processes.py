@@ -1,0 +1,34 @@
+"""Processes that have the GPU to themselves."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+
+def alone(cache: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a new process; what it returns or raises comes back.
+
+    JAX takes memory there as it needs it, so that its peak can be read and PyTorch finds some. It
+    keeps compiled programs in a folder. A program that comes from there runs without the search for
+    the fastest convolutions, which needs memory of its own.
+
+    Args:
+      cache: folder of compiled programs.
+      function: of a module.
+      *arguments: of the function; pickled.
+    """
+    environment = {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_COMPILATION_CACHE_DIR": str(cache.absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    # The child sets its environment before it imports the function's module, and so JAX.
+    with ProcessPoolExecutor(1, get_context("spawn"), _set, (environment,)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _set(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
