@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -163,7 +166,7 @@ def test_the_network_in_full_is_resnet50(form):
 
 
 def test_a_run_of_cifar10_is_the_trainers_and_one_program_serves_all_seeds(settings):
-    config, dataset = cifar10.what(settings)
+    config, dataset = cifar10.config_and_images(settings)
     config = dataclasses.replace(config, views="plain", seed=1)
     run = jax.jit(cifar10.whole_run(config, dataset))
     losses = [float(run(dataset[:4], np.int32(seed))["training_loss"]) for seed in (0, 1)]
@@ -178,7 +181,7 @@ def test_a_run_of_cifar10_is_the_trainers_and_one_program_serves_all_seeds(setti
 def test_cifar10_in_full_is_the_preset(settings, tmp_path):
     settings = dataclasses.replace(settings, small=False, data_dir=tmp_path / "nowhere")
     with pytest.raises(DataError, match="nowhere"):
-        cifar10.what(settings)
+        cifar10.config_and_images(settings)
     assert len(PIECES["cifar10"].processes(False)[0]) == 20
     rows = [{"seed": s, "data": "a copy", "accuracy": 0.94 + s / 100} for s in range(3)]
     rows = [row | {"accuracy_plain": 0.9, "seconds": 2.0 + row["seed"]} for row in rows]
@@ -300,6 +303,30 @@ def test_a_process_of_its_own_takes_memory_as_it_needs_it_and_keeps_programs(tmp
     assert alone(tmp_path, os.getenv, "XLA_PYTHON_CLIENT_PREALLOCATE") == "false"
     assert alone(tmp_path, os.getenv, "JAX_COMPILATION_CACHE_DIR") == str(tmp_path)
     assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ
+
+
+PARENT = """
+from pathlib import Path
+from experiments.benchmarks.gpu.processes import alone
+if __name__ == "__main__":
+    alone(Path("cache"), exec, "import time; print('begun', flush=True); time.sleep(60)")
+"""
+
+
+def test_a_process_ends_with_its_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    root = str(Path(command.__file__).parents[3])
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "begun\n"
+        parent.kill()
+        parent.communicate(timeout=30)  # It returns once no process holds the pipe.
 
 
 def test_the_environment_names_device_and_versions():

@@ -6,14 +6,15 @@ loading, compilation and evaluations in between. Here all that it covers is one 
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.augment import normalizer, pixel_statistics
-from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings, markdown
+from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
+from experiments.benchmarks.gpu.tables import markdown, spread
 from experiments.benchmarks.stopwatch import clock
 from experiments.config import Config, ModelConfig
 from experiments.configs import PRESETS
@@ -34,7 +35,7 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
     Raises:
       DataError: the data cannot be had.
     """
-    config, dataset = what(settings)
+    config, dataset = config_and_images(settings)
     images = jax.device_put(dataset[:4])
     run = jax.jit(whole_run(config, dataset)).lower(images, np.int32(0)).compile()
     jax.block_until_ready(run(images, np.int32(SEEDS)))  # To warm up, with a seed of its own.
@@ -54,7 +55,7 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
         )
 
 
-def what(settings: Settings) -> tuple[Config, Dataset]:
+def config_and_images(settings: Settings) -> tuple[Config, Dataset]:
     """Returns the preset and CIFAR-10; small, a few steps of a narrow net on images of noise."""
     config = PRESETS["cifar10"]
     if not settings.small:
@@ -102,11 +103,6 @@ def table(rows: list[Row]) -> str:
         ]
     ]
     return markdown(["run", "seeds", "test accuracy", "of single views", "seconds"], lines)
-
-
-def spread(values: list[float]) -> str:
-    """Returns mean and standard deviation in percent."""
-    return f"{mean(values):.2%}" + (f" ± {stdev(values):.2%}" if len(values) > 1 else "")
 
 
 PIECE = Piece(processes, measure, table)

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import numpy as np
 
 from experiments.benchmarks import networks
 from experiments.benchmarks.gpu.calls import Repeats, median_ms, seconds_a_call, summary
-from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings, markdown
+from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
+from experiments.benchmarks.gpu.tables import markdown
 from experiments.benchmarks.stopwatch import Turn, interleaved
 
 PASSES = {"forward": 3, "forward and backward": 8}
@@ -58,7 +60,8 @@ def turns(shape: Sequence[int], dtype: np.dtype, calls: int) -> Iterator[tuple[s
         parts, learned = jax_parts(networks.norm_activations(dtype.name)[name], shape[-1])
         jitted = {part: partial(jax.jit(f), learned, *arrays) for part, f in parts.items()}
         yield name, _turn(jitted, calls)
-    yield from _torch_norms(x, dy, dtype.name, calls)
+    if find_spec("torch"):
+        yield from _torch_norms(x, dy, dtype.name, calls)
 
 
 def _turn(

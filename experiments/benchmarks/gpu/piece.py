@@ -49,8 +49,3 @@ class Piece(NamedTuple):
     processes: Callable[[bool], list[list[Key]]]
     measure: Callable[[list[Key], Settings], Iterator[Row]]
     table: Callable[[list[Row]], str]
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """Returns a table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])

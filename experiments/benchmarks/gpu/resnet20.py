@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.gpu.cifar10 import spread
-from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings, markdown
+from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
+from experiments.benchmarks.gpu.tables import markdown, spread
 
 SEEDS = 3
 INTERVAL = 1.0

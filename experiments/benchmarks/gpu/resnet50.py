@@ -10,7 +10,8 @@ import optax
 
 from experiments.benchmarks.gpu import steps
 from experiments.benchmarks.gpu.calls import Repeats
-from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings, markdown
+from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
+from experiments.benchmarks.gpu.tables import markdown
 from experiments.benchmarks.linen_networks import Chain, ResNet50, training
 from experiments.benchmarks.linen_norms import linen_norms
 from experiments.benchmarks.resnet50 import BATCH, DTYPE
@@ -47,7 +48,7 @@ def network(name: str, batch: int, form: str) -> tuple[Any, Any, jax.ShapeDtypeS
 
 
 def table(rows: list[Row]) -> str:
-    """Returns images a second, and the memory taken and foretold, of each form as Markdown."""
+    """Returns images a second, and the memory measured and by the compiler, of each form."""
     batch = rows[0]["batch"]
     lines = []
     for form, values in steps.figures(rows, {"batch": batch}).items():
@@ -55,7 +56,7 @@ def table(rows: list[Row]) -> str:
             values["rate"] = 1e3 * batch / values["ms"]
         shown = (("ms", ".1f"), ("rate", ",.0f"), ("peak_gb", ".2f"), ("compiled_gb", ".2f"))
         lines.append([form, *(steps.text(values, *how) for how in shown)])
-    return markdown(["", "step, ms", "images/s", "GB taken", "GB compiled"], lines)
+    return markdown(["", "step, ms", "images/s", "GB measured", "GB by the compiler"], lines)
 
 
 PIECE = Piece(processes, measure, table)

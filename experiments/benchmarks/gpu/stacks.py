@@ -11,7 +11,8 @@ from experiments.benchmarks import networks
 from experiments.benchmarks.compiled import BATCHES, DEPTHS
 from experiments.benchmarks.gpu import steps
 from experiments.benchmarks.gpu.calls import Repeats
-from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings, markdown
+from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
+from experiments.benchmarks.gpu.tables import markdown
 from experiments.benchmarks.networks import Shape
 
 BATCH, DEPTH = BATCHES["h100"], DEPTHS["h100"][-1]
@@ -54,7 +55,7 @@ def make(key: Key, form: str) -> steps.Step:
 
 
 def table(rows: list[Row]) -> str:
-    """Returns the time, and the memory taken and foretold, of each form and shape as Markdown."""
+    """Returns the time, and the memory measured and by the compiler, of each form and shape."""
     found = {tuple(row[name] for name in ("dtype", "size", "channels")): row for row in rows}
     shown = {
         f"{dtype}, {channels} channels": steps.figures(
@@ -71,7 +72,7 @@ def table(rows: list[Row]) -> str:
         ]
         for form in steps.FORMS
     ]
-    return markdown(["ms / GB taken / GB compiled", *shown], lines)
+    return markdown(["ms / GB measured / GB by the compiler", *shown], lines)
 
 
 PIECE = Piece(processes, measure, table)

@@ -1,4 +1,4 @@
-"""Training steps on a card: what is compiled, the memory that is taken, and the time."""
+"""Training steps on a card: time, memory measured, and memory by the compiler."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,9 +42,9 @@ class Step:
 def processes(cells: list[Key]) -> list[list[Key]]:
     """Returns the keys of the rows about each cell, a list for each process.
 
-    All is compiled first. Then the memory of each form is looked at in a process of its own, since
-    a peak never goes down, to which programs come compiled (see `processes.alone`). Times are taken
-    in turns, of all forms in one process.
+    One process compiles all programs. Then each form has a process in which its memory is measured,
+    since a peak never goes down; that process finds its program in the cache, since compiling needs
+    memory, too. At last one process times the forms in turns.
     """
     compiled = [{"what": "compiled", **cell, "form": form} for cell in cells for form in FORMS]
     memory = [key | {"what": "memory"} for key in compiled]
@@ -90,7 +90,8 @@ def peak_bytes(step: Callable[[], Any]) -> dict[str, int | None]:
     if before is not None and before == peak:
         raise RuntimeError(
             f"{peak} bytes were in use before the first step, and no more during it: the step was "
-            "compiled here, which needs memory, too. Run the same command again: it is now kept."
+            "compiled here, which needs memory, too. Run the same command again: the program is "
+            "cached now."
         )
     return {"peak_bytes": peak}
 
@@ -107,7 +108,7 @@ def figures(rows: list[Row], cell: Key) -> dict[str, dict[str, float]]:
     """Returns what was measured so far of each form in a cell.
 
     Returns:
-      By form: `ms`; `peak_gb`, taken, and `compiled_gb`, foretold, of 1e9 bytes.
+      By form: `ms`; `peak_gb`, measured, and `compiled_gb`, by the compiler, of 1e9 bytes.
     """
     found: dict[str, dict[str, float]] = {form: {} for form in FORMS}
     for row in rows:
