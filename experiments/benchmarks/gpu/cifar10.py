@@ -1,0 +1,108 @@
+"""The preset `cifar10` in full over many seeds: accuracy, and seconds by the recipe's own clock.
+
+The clock of airbench94 covers whitening, training and the views of test images. It leaves out
+loading, compilation and evaluations in between. Here all that it covers is one program.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.augment import normalizer, pixel_statistics
+from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
+from experiments.benchmarks.gpu.tables import markdown, spread
+from experiments.benchmarks.stopwatch import clock
+from experiments.config import Config, ModelConfig
+from experiments.configs import PRESETS
+from experiments.data import CIFAR10_CLASSES, Dataset, load
+from experiments.learner import make_learner
+
+SEEDS = 20
+
+
+def processes(small: bool) -> list[list[Key]]:
+    """Returns the keys, which are seeds; all share a process and its one compilation."""
+    return [[{"seed": seed} for seed in range(2 if small else SEEDS)]]
+
+
+def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
+    """Yields accuracy and seconds of each seed.
+
+    Raises:
+      DataError: the data cannot be had.
+    """
+    config, dataset = config_and_images(settings)
+    images = jax.device_put(dataset[:4])
+    run = jax.jit(whole_run(config, dataset)).lower(images, np.int32(0)).compile()
+    jax.block_until_ready(run(images, np.int32(SEEDS)))  # To warm up, with a seed of its own.
+    for key in keys:
+        found: dict[str, Any] = {}
+        seconds = clock(
+            lambda key=key, found=found: found.update(
+                jax.block_until_ready(run(images, np.int32(key["seed"])))
+            )
+        )
+        values = {name: round(float(value), 6) for name, value in found.items()}
+        yield (
+            key
+            | {"data": dataset.variant, "epochs": config.epochs}
+            | values
+            | {"seconds": round(seconds, 4)}
+        )
+
+
+def config_and_images(settings: Settings) -> tuple[Config, Dataset]:
+    """Returns the preset and CIFAR-10; small, a few steps of a narrow net on images of noise."""
+    config = PRESETS["cifar10"]
+    if not settings.small:
+        return config, load(config.data, settings.data_dir, settings.data_variant)
+    narrow = ModelConfig("airbench", (8, 8, 8))
+    config = dataclasses.replace(
+        config, model=narrow, epochs=1.0, batch_size=32, eval_batch_size=32, precision="float32"
+    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, 64).astype(np.int32)
+    noise = images[:32], labels[:32], images[32:], labels[32:]
+    return config, Dataset(*noise, classes=CIFAR10_CLASSES, variant="noise")
+
+
+def whole_run(config: Config, dataset: Dataset) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """Returns `run(images, seed)`, which trains from the first step to the last and evaluates.
+
+    Args:
+      config: of the run; its seed does not matter.
+      dataset: the images, whose statistics and classes the run needs beforehand.
+    """
+    normalize = normalizer(pixel_statistics(dataset.train_images), config.data.gain)
+
+    def run(images, seed):
+        placed = Dataset(*images, classes=dataset.classes, variant=dataset.variant)
+        learner = make_learner(dataclasses.replace(config, seed=seed), placed, None, normalize)
+        state, metrics = learner.train(learner.init(), learner.total_steps)
+        tested = learner.evaluate(state)
+        shown = {name: tested[name] for name in ("accuracy", "accuracy_plain", "loss")}
+        return shown | {"training_loss": metrics["loss"][-1]}
+
+    return run
+
+
+def table(rows: list[Row]) -> str:
+    """Returns mean and deviation over the seeds as Markdown."""
+    lines = [
+        [
+            f"`cifar10`, {rows[0]['data']}",
+            str(len(rows)),
+            spread([row["accuracy"] for row in rows]),
+            spread([row["accuracy_plain"] for row in rows]),
+            f"{median(row['seconds'] for row in rows):.2f}",
+        ]
+    ]
+    return markdown(["run", "seeds", "test accuracy", "of single views", "seconds"], lines)
+
+
+PIECE = Piece(processes, measure, table)
