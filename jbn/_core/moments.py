@@ -84,7 +84,7 @@ def moments(
     shards = Shards(axis_name, freeze_groups(axis_index_groups))
     shards.size()
     layout = Layout.of(x, axis, mask)
-    return moments_of(layout.where_valid(x), layout, shards)
+    return _moments_once(layout.where_valid(x), layout, shards)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -112,12 +112,13 @@ def merge(a: Moments, b: Moments) -> Moments:
     )
 
 
-# Layers of equal shapes share a trace.
-@functools.partial(jax.jit, static_argnums=2)
 def moments_of(x: jax.Array, layout: Layout, shards: Shards) -> Moments:
     """Returns the moments of an `x` from `Layout.where_valid`."""
     shift, offset, var, count = shifted_moments(x, layout, shards)
     return Moments(shift + offset, var, count, layout.examples(count))
+
+
+_moments_once = jax.jit(moments_of, static_argnums=2)
 
 
 class ShiftedMoments(NamedTuple):
@@ -160,22 +161,31 @@ def _shifted_moments_jvp(shards, primals, tangents):
 
 def save_point(x: jax.Array) -> jax.Array:
     """Returns `x`, named `SAVE_POINT`."""
-    return _repeated(checkpoint_name(x, SAVE_POINT))
-
-
-@jax.custom_jvp
-def _repeated(x: jax.Array) -> jax.Array:
-    """Returns `x` by an operation that the backward pass repeats."""
-    # Without it, each derivative rule would save a copy of its own. XLA would remove a product by
-    # 1, and then save more. On a CPU, it would keep this operation out of its sums.
+    # This identity is what everyone uses, and the backward pass repeats it. Without it, each
+    # derivative rule would save a copy of its own. XLA would remove a product by 1, and then save
+    # more.
     form = jnp.finfo(x.dtype)
+    return lax.reduce_precision(checkpoint_name(x, SAVE_POINT), form.nexp, form.nmant)
+
+
+def save_input(x: jax.Array) -> jax.Array:
+    """Returns `x`, named `SAVE_POINT`, so that a CPU's compiler can take it into its sums."""
+    form = jnp.finfo(x.dtype)
+    return _rounded_elsewhere(checkpoint_name(x, SAVE_POINT), form.nexp, form.nmant)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _rounded_elsewhere(x: jax.Array, exponent_bits: int, mantissa_bits: int) -> jax.Array:
+    """Returns `x`, on a CPU as it is; elsewhere rounded to the precision that it has."""
     rounded = functools.partial(
-        lax.reduce_precision, exponent_bits=form.nexp, mantissa_bits=form.nmant
+        lax.reduce_precision, exponent_bits=exponent_bits, mantissa_bits=mantissa_bits
     )
     return lax.platform_dependent(x, cpu=operator.pos, default=rounded)
 
 
-_repeated.defjvp(lambda primals, tangents: (_repeated(*primals), *tangents))
+@_rounded_elsewhere.defjvp
+def _rounded_elsewhere_jvp(exponent_bits, mantissa_bits, primals, tangents):
+    return _rounded_elsewhere(*primals, exponent_bits, mantissa_bits), *tangents
 
 
 def merge_rows(rows: ShiftedMoments) -> ShiftedMoments:
@@ -208,6 +218,7 @@ def sums_over_count(terms, count, layout: Layout, shards: Shards) -> list[jax.Ar
     return [total / jnp.maximum(count, 1) for total in sums]
 
 
+@jax.jit  # The derivative rule calls it, too, and shares its trace.
 def _moments_here(x, layout) -> ShiftedMoments:
     """The moments of this shard alone."""
     count = layout.count(x)

@@ -5,12 +5,21 @@ writes them to memory first, then reads them for each use.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from jax import lax
 
-# Arrays one by one, since a barrier for all of them would make all vary over the same named axes.
-_barrier = functools.partial(jax.tree.map, lax.optimization_barrier)
 
-apart = functools.partial(lax.platform_dependent, cpu=_barrier, default=tuple)
+def _behind(barrier: Callable[[jax.Array], jax.Array]) -> Callable[[tuple], tuple]:
+    # Arrays one by one, since one barrier would make all vary over the same named axes.
+    return functools.partial(
+        lax.platform_dependent, cpu=functools.partial(jax.tree.map, barrier), default=tuple
+    )
+
+
+apart = _behind(lax.optimization_barrier)
 """Returns a tuple of operands; on a CPU, the compiler does not see that they have other uses."""
+
+apart_from_those = _behind(lambda x: lax.optimization_barrier((x, x))[0])
+"""Does the same, and what it returns is not what `apart` returns either."""

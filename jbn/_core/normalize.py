@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.layout import Axes, Layout, Mask, vary_like
-from jbn._core.moments_cpu import apart
+from jbn._core.moments_cpu import apart_from_those
 
 
 def normalize(
@@ -49,7 +49,8 @@ def normalize(
     x = jnp.asarray(x)
     layout = Layout.of(x, axis, mask)
     layout.require_vectors(x, mean=mean, gain=gain, bias=bias)
-    return affine(layout.where_valid(x), mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
+    dtype = jnp.dtype(dtype or x.dtype)
+    return _affine_once(layout.where_valid(x), mean, gain, bias, layout, dtype)
 
 
 def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
@@ -57,13 +58,14 @@ def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
     return affine(x, statistics.mean, _gain(statistics.rstd, scale), bias, layout, dtype)
 
 
-# Layers of equal shapes share a trace.
-@functools.partial(jax.jit, static_argnums=5)
 def affine(x, mean, gain, bias, layout: Layout, dtype: DTypeLike | None) -> jax.Array:
     """Returns `normalize` of an `x` from `Layout.where_valid`."""
     wide = np.result_type(layout.dtype, mean.dtype, gain.dtype, bias.dtype)
     mean, gain, bias = mean.astype(wide), gain.astype(wide), bias.astype(wide)
     return _affine(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
+
+
+_affine_once = jax.jit(affine, static_argnums=5)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
@@ -88,8 +90,7 @@ def _affine_jvp(dtype, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dvectors, x, mean, gain, layout):
         dmean, dgain, dbias = vary_like(dvectors, x)
-        # Three times, since the two sums of the moments are taken from x apart and twice apart.
-        centered = Layout.minus(*apart(apart(apart((layout, x, mean)))))
+        centered = Layout.minus(*apart_from_those((layout, x, mean)))
         shifted = dmean * gain
         offset = dbias - shifted
         gain, dgain, dbias, shifted, offset = layout.expand(gain, dgain, dbias, shifted, offset)

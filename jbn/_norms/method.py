@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.export import exportable
 from jbn._core.layout import Axes, Layout, Mask
-from jbn._core.moments import Moments, moments_of, save_point
+from jbn._core.moments import Moments, moments_of, save_input
 from jbn._core.normalize import apply
 from jbn._core.shards import AxisName, Groups, Shards
 from jbn._core.value import Value, require_scalars
@@ -253,7 +253,7 @@ def whole(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Arr
       y and the next state.
     """
     # What is saved must not show hidden values either.
-    x = save_point(x if layout.mask is None else layout.where_valid(x))
+    x = save_input(x if layout.mask is None else layout.where_valid(x))
     batch = moments_of(x, layout, shards)
     statistics, state = step(operands, batch)
     return apply(statistics, scale, bias, x, layout, norm.dtype), state

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jbn._core.layout import Layout, vary_like, with_automatic_axes
-from jbn._core.moments import Moments, gather, merge_rows, save_point, shifted_moments
+from jbn._core.moments import Moments, gather, merge_rows, save_input, save_point, shifted_moments
 from jbn._core.normalize import apply
 from jbn._core.shards import Groups, Shards
 from jbn._core.value import require_positive_integer
@@ -55,7 +55,7 @@ def by_groups(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax
     A group that lies on several shards has the moments of all of it, and each shard normalizes the
     examples that it holds. The next state is that of the moments of all groups, merged.
     """
-    x = save_point(layout.where_valid(x))
+    x = save_input(layout.where_valid(x))
     at = layout.reduced[0]
     size = math.gcd(x.shape[at], norm.group_size)
 
