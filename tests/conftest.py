@@ -1,6 +1,7 @@
 """Eight CPU devices, and strict dtypes and ranks for the tests of the library."""
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -10,6 +11,37 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # Before anything imports Keras.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.devices()  # From here on the number is fixed.
+
+
+def pytest_configure(config):
+    """Compiles a program once for all workers and for the processes that tests start.
+
+    Whoever names a folder in JAX_COMPILATION_CACHE_DIR finds the programs there the next time.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="jbn-compiled-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.fixture(scope="module")
+def compile_fast(request):
+    """Leaves out LLVM's optimizations in the default run; slow tests run what users run.
+
+    Those of XLA stay, and with them the HLO. The last digits may differ, so that tests of
+    accuracy and of equal bits do without this.
+    """
+    if "not slow" not in request.config.option.markexpr:
+        yield
+        return
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
 """Random data, training steps on one device and on eight shards, and counts of collectives."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 import jbn
+import jbn.testing
 
 
 def data(shape, seed=0, mean=0.0, dtype: Any = np.float32) -> np.ndarray:
@@ -50,7 +52,7 @@ def trained(tree):
     return jax.tree.map_with_path(change, tree)
 
 
-def step(norm, params, state, x, dy, mask=None):
+def eager_step(norm, params, state, x, dy, mask=None):
     """Takes a training step with the loss `sum(y * dy)`.
 
     Returns:
@@ -63,6 +65,30 @@ def step(norm, params, state, x, dy, mask=None):
 
     gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
     return y, new, gradients
+
+
+step = jax.jit(eager_step, static_argnums=0)
+"""The same, compiled once for equal norms."""
+
+QUICK_LAWS = ("hidden_values_never_show", "state_moves_once", "training_normalizes")
+"""Laws that are checked of every norm by default; they share a compilation."""
+
+
+def laws(names: Iterable[str], thorough: str) -> list[Any]:
+    """Returns all pairs of a norm's name and a law, for `pytest.mark.parametrize`.
+
+    Args:
+      names: the norms.
+      thorough: which of them is checked against all laws by default; of the others, all but
+        `QUICK_LAWS` is slow.
+    """
+    return [
+        pytest.param(
+            name, law, marks=() if name == thorough or law in QUICK_LAWS else pytest.mark.slow
+        )
+        for name in names
+        for law in jbn.testing.LAWS
+    ]
 
 
 def one_device(x=X, dy=DY, mask: Any = MASK):

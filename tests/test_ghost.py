@@ -14,6 +14,8 @@ import jbn
 from tests import reference
 from tests.helpers import collectives, data, eight_shards, sharded_step, step
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 X = data((24, 2, 3), 0, 2) + np.arange(24, dtype=np.float32)[:, None, None]
 DY = data((24, 2, 3), 1)
 MASK = data((24, 2), 2) > -0.5
@@ -26,10 +28,8 @@ PARAMS = PARAMS._replace(scale=jnp.asarray(SCALE))
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-5, strict=True)
 
 
-@functools.lru_cache
 def one_device(group_size):
-    norm = jbn.ghost_batch_norm(group_size=group_size)
-    return jax.jit(functools.partial(step, norm))(PARAMS, STATE, X, DY, MASK)
+    return step(jbn.ghost_batch_norm(group_size=group_size), PARAMS, STATE, X, DY, MASK)
 
 
 @pytest.mark.parametrize("group_size", [4, 5, 7, 8, 24, 100])
@@ -55,11 +55,11 @@ def test_each_group_is_a_batch(group_size):
 
 
 def test_one_group_is_batch_norm():
-    wanted = jax.jit(functools.partial(step, jbn.batch_norm()))(PARAMS, STATE, X, DY, MASK)
+    wanted = step(jbn.batch_norm(), PARAMS, STATE, X, DY, MASK)
     assert_close(one_device(24), wanted)
 
 
-@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("check_vma", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("group_size", [1, 3, 4, 6, 16, 24])
 def test_groups_do_not_depend_on_the_number_of_shards(group_size, check_vma):
     """Each of 8 shards holds 3 examples: less than a group, a group, more, and across."""
@@ -80,7 +80,7 @@ def test_sharded_jit(group_size, kind):
     arrays = jax.device_put((X, DY, MASK), NamedSharding(mesh, P("d")))
     norm = jbn.ghost_batch_norm(group_size=group_size)
     with jax.set_mesh(mesh):
-        actual = jax.jit(functools.partial(step, norm))(*vectors, *arrays)
+        actual = step(norm, *vectors, *arrays)
     assert_close(actual, one_device(group_size))
 
 

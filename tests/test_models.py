@@ -1,6 +1,5 @@
 """Small versions of published networks, trained in float64 with jbn's norms and with Flax's."""
 
-import functools
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,18 +19,9 @@ import jbn.linen
 import jbn.nnx
 from tests.helpers import data
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "compile_fast")
 
 STEPS = 3
-
-jit: Any = functools.partial(
-    jax.jit,
-    # Each program runs but three times.
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 
 
 class Program(NamedTuple):
@@ -51,7 +41,7 @@ class Program(NamedTuple):
 def history(program: Program, batches: Any, rate: float = 0.1) -> list[dict[str, Any]]:
     """The loss, the gradients and the statistics of each step of gradient descent."""
 
-    @jit
+    @jax.jit
     def step(params, stats, batch):
         loss_and_gradients = jax.value_and_grad(program.loss, has_aux=True)
         (loss, stats), grads = loss_and_gradients(params, stats, batch)
@@ -84,7 +74,7 @@ def squared_error(y, target):
 
 def initialized(model: nn.Module, *inputs: Any, **options: Any) -> Any:
     with jax.numpy_dtype_promotion("standard"):  # Parameters are made in float32.
-        init = jit(model.init, static_argnames="train")
+        init: Any = jax.jit(model.init, static_argnames="train")
         variables = init(jax.random.key(0), *inputs, **options)
     return jax.tree.map(lambda a: a.astype(jnp.float64), variables)
 
@@ -251,14 +241,14 @@ def test_linen_networks_train_as_with_flax(name):
     compare_linen(model(jbn.linen.BatchNorm), model(nn.BatchNorm), batches)
 
 
-@pytest.mark.parametrize("as_positions", [False, True])
+@pytest.mark.parametrize("as_positions", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MASKED)
 def test_padded_batches_train_as_with_flax(name, as_positions):
     model, batches = MASKED[name]
     compare_linen(model(jbn.linen.BatchNorm, as_positions), model(nn.BatchNorm), batches)
 
 
-@pytest.mark.parametrize("name", ["shared", "lifted"])
+@pytest.mark.parametrize("name", ["shared", pytest.param("lifted", marks=pytest.mark.slow)])
 def test_replaced_linen_networks_train_as_with_flax(name):
     make, batches = MODELS[name]
     model = make(nn.BatchNorm)
@@ -339,7 +329,7 @@ def test_nnx_networks_train_as_with_flax(name):
     assert_equal_training(ours, theirs, batches)
 
 
-@pytest.mark.parametrize("name", ["ResNet", "lifted"])
+@pytest.mark.parametrize("name", ["ResNet", pytest.param("lifted", marks=pytest.mark.slow)])
 def test_replaced_nnx_networks_train_as_with_flax(name):
     make, batches = NNX_MODELS[name]
     model = make(nnx.BatchNorm, nnx.Rngs(0))

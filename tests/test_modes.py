@@ -12,7 +12,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from tests.helpers import data, eight_shards, sharded_step, step
+from tests.helpers import data, eager_step, eight_shards, sharded_step, step
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 METHODS = {
     "batch_norm": jbn.batch_norm(decay=0.5),
@@ -23,6 +25,9 @@ METHODS = {
     "frozen": jbn.frozen(jbn.batch_norm()),
     "frozen_half": jbn.frozen(jbn.batch_norm(decay=0.5), use_running=True, update=True),
 }
+QUICK = ("batch_norm", "inplace_batch_norm")
+"""Those that are tried in the modes that compile for long by default; the others are slow."""
+
 X, DY = data((16, 3, 4), mean=3), data((16, 3, 4), 1)
 MASK = data((16, 3), 2) > -0.5
 MASK[2:4] = False
@@ -33,11 +38,20 @@ def norm(request):
     return METHODS[request.param]
 
 
+some_norms = pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(norm, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, norm in METHODS.items()
+    ],
+)
+
+
 @functools.cache
 def alone(norm):
     """A training step, and inference."""
     params, state = norm.init(4)
-    y, new, gradients = jax.jit(functools.partial(step, norm))(params, state, X, DY, MASK)
+    y, new, gradients = step(norm, params, state, X, DY, MASK)
     return y, new, gradients, norm.infer(params, new, X, mask=MASK)
 
 
@@ -67,6 +81,7 @@ def test_shard_map(norm, check_vma):
     assert_same(train(*norm.init(4), X, DY, MASK), alone(norm)[:3])
 
 
+@some_norms
 def test_pmap(norm):
     def local(params, state, x, dy, mask):
         y, new, (dparams, dx) = step(over_shards(norm), params, state, x, dy, mask)
@@ -80,6 +95,7 @@ def test_pmap(norm):
     assert_same((y.reshape(X.shape), new, (dparams, dx.reshape(X.shape))), alone(norm)[:3])
 
 
+@some_norms
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
     "spec", [P("data"), P(None, None, "model"), P("data", None, "model")], ids=str
@@ -91,7 +107,7 @@ def test_sharded_jit(norm, kind, spec):
     with jax.set_mesh(mesh):
         params, state = jax.device_put(norm.init(4), NamedSharding(mesh, P()))
         mask = jax.device_put(MASK, NamedSharding(mesh, P(*spec[:2])))
-        out = jax.jit(functools.partial(step, norm))(params, state, place(X), place(DY), mask)
+        out = step(norm, params, state, place(X), place(DY), mask)
         y = jax.jit(norm.infer)(params, out[1], place(X), mask=mask)
     assert_same((*out, y), alone(norm))
     if kind is AxisType.Explicit:
@@ -99,6 +115,7 @@ def test_sharded_jit(norm, kind, spec):
         assert out[0].sharding.is_equivalent_to(place(X).sharding, 3)
 
 
+@some_norms
 def test_hidden_values_are_never_computed_with(norm):
     hidden = jnp.where(MASK[..., None], X, np.nan)
     params, state = norm.init(4)
@@ -112,17 +129,18 @@ def test_hidden_values_are_never_computed_with(norm):
     assert_same(out, alone(norm))
     with jax.debug_nans(True), jax.debug_infs(True):
         out = jax.jit(run)(params, state, hidden)
-        eager = step(norm, params, state, hidden, DY, MASK)
+        eager = eager_step(norm, params, state, hidden, DY, MASK)
         jax.block_until_ready((out, eager, norm.infer(params, state, hidden, mask=MASK)))
     assert_same(out, alone(norm))
     assert_same(eager, alone(norm)[:3])
 
 
+@some_norms
 @pytest.mark.parametrize(
     "mode", [jax.checking_leaks, functools.partial(jax.enable_x64, True)], ids=["leaks", "x64"]
 )
 def test_checked_modes(norm, mode):
     with mode():
-        out = jax.jit(functools.partial(step, norm))(*norm.init(4), X, DY, MASK)
+        out = step(norm, *norm.init(4), X, DY, MASK)
         assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {np.dtype(np.float32)}
     assert_same(out, alone(norm)[:3])

@@ -16,7 +16,7 @@ OFFSETS = [0, 1, 10, 100, 1e3, 1e4]
 
 def first_step(x, dy, mask=None):
     norm = jbn.batch_norm(decay=0.0)
-    return jax.jit(functools.partial(step, norm))(*norm.init(x.shape[-1]), x, dy, mask)
+    return step(norm, *norm.init(x.shape[-1]), x, dy, mask)
 
 
 def assert_exact(got, x, dy, mask=None):

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 import jbn
 from tests.helpers import collectives, data, eight_shards
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 DEPTH, SHAPE = 3, (16, 6, 6, 8)
 X = data(SHAPE)
 KERNELS = [data((8, 8), seed) for seed in range(DEPTH)]
@@ -93,7 +95,11 @@ def test_one_activation_a_layer_is_kept(name):
 
 @pytest.mark.parametrize(
     ("name", "platform"),
-    [*((name, "cpu") for name in NORMS), ("ghost", "tpu")],
+    [
+        ("batch", "cpu"),
+        ("ghost", "tpu"),
+        *(pytest.param(n, "cpu", marks=pytest.mark.slow) for n in NORMS if n != "batch"),
+    ],
     indirect=["platform"],
 )
 def test_no_collective_is_repeated(name, platform):

@@ -23,6 +23,8 @@ from tests.helpers import (
     step,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=2e-5, strict=True)
 
 masked_on_platform = pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_sharded_jit_is_global_by_itself(masked, platform, axis_type):
     x, dy, mask = jax.device_put((X, DY, MASK), NamedSharding(mesh, P("d")))
     mask = mask if masked else None
     with jax.set_mesh(mesh):
-        got = jax.jit(functools.partial(step, norm))(params, state, x, dy, mask)
+        got = step(norm, params, state, x, dy, mask)
     assert_same(got, one_device(mask=MASK if masked else None))
 
 

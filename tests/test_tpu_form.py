@@ -56,6 +56,7 @@ def test_constant_features(value):
     np.testing.assert_array_equal(batch.var, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [jbn.batch_norm, jbn.batch_renorm, jbn.running_batch_norm])
 def test_laws(make):
     jbn.testing.check_norm(make)

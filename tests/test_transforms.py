@@ -15,7 +15,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 from tests import reference
-from tests.helpers import data, step
+from tests.helpers import data, eager_step
 
 X = data((6, 16, 3), mean=2)
 
@@ -185,7 +185,7 @@ def test_equal_norms_are_traced_once(static):
     """A norm is a pytree without leaves and hashable, so it may be an argument of both kinds."""
     chex.clear_trace_counter()
     traced_once: Any = jax.jit(
-        chex.assert_max_traces(step, n=1), static_argnums=(0,) if static else ()
+        chex.assert_max_traces(eager_step, n=1), static_argnums=(0,) if static else ()
     )
     params, state = start()[1:]
     for i, x in enumerate(X):

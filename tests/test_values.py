@@ -21,6 +21,8 @@ import jbn.linen
 import jbn.nnx
 import jbn.testing
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 untyped: Any = jbn
 """For arguments that the types refuse."""
 
@@ -361,11 +363,17 @@ TWO_DOMAINS = functools.partial(jbn.domain_norm, num_domains=2)
 
 
 @pytest.mark.parametrize(
-    ("wrap", "jit"), [(None, False), (None, True), (jbn.frozen, True), (TWO_DOMAINS, True)]
+    ("wrap", "jit"),
+    [
+        (None, True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        pytest.param(jbn.frozen, True, marks=pytest.mark.slow),
+        pytest.param(TWO_DOMAINS, True, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(("factory", "name", "values"), TRACEABLE)
 def test_vmap_over_a_number_gives_what_each_number_gives_alone(factory, name, values, wrap, jit):
-    def step(value):
+    def step(value, x):
         norm = factory(**REQUIRED.get(factory, {}), **{name: value})
         norm = wrap(norm) if wrap else norm
         domain = {"domain": jnp.int32(1)} if isinstance(norm, jbn.domain_norm) else {}
@@ -375,13 +383,13 @@ def test_vmap_over_a_number_gives_what_each_number_gives_alone(factory, name, va
             y, new = norm.train(params, state, x, **domain)
             return jnp.sum(jnp.sin(y)), (y, new)
 
-        gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, jnp.asarray(X))
-        return y, new, gradients, norm.infer(params, new, jnp.asarray(X), **domain)
+        gradients, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+        return y, new, gradients, norm.infer(params, new, x, **domain)
 
-    mapped = jax.vmap(step)
-    together = (jax.jit(mapped) if jit else mapped)(jnp.asarray(values, jnp.float32))
+    mapped = jax.vmap(step, (0, None))
+    together = (jax.jit(mapped) if jit else mapped)(np.float32(values), X)
     for i, value in enumerate(values):
-        alone = step(value)
+        alone = jax.jit(functools.partial(step, value))(X)
         chex.assert_trees_all_close(
             jax.tree.map(lambda a, i=i: a[i], together), alone, rtol=2e-6, atol=2e-6
         )
@@ -393,13 +401,14 @@ def test_vmap_over_a_number_gives_what_each_number_gives_alone(factory, name, va
 def test_a_traced_number_has_a_gradient(factory, mode):
     x = jnp.asarray(X, jnp.float64)
 
+    @jax.jit
     def loss(epsilon):
         norm = factory(epsilon=epsilon)
         return jnp.sum(norm.train(*norm.init(3), x)[0] ** 3)
 
     step = 1e-4
     numeric = (loss(0.5 + step) - loss(0.5 - step)) / (2 * step)
-    np.testing.assert_allclose(mode(loss)(0.5), numeric, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(mode(loss))(0.5), numeric, rtol=1e-6)
 
 
 def test_a_population_of_norms_is_a_norm_with_arrays():

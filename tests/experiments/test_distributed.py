@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,6 +14,8 @@ from experiments import train
 from experiments.cluster import HEARTBEAT_TIMEOUT
 from experiments.run_folder import RunFolder
 from tests.launch import free_port, start, wait
+
+pytestmark = pytest.mark.slow
 
 SMALL = [
     *("digits", "--data.train-size", "512", "--model.width", "8", "--model.depth", "1"),
@@ -25,21 +26,13 @@ START_TIMEOUT = 240
 """Seconds that two processes may take to start and compile on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    """Programs are compiled fast, and once for all runs."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+ENV = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
-def start_both(env, *flags):
+def start_both(*flags):
     cluster = ["--devices", "4", "--processes", "2", "--coordinator", f"127.0.0.1:{free_port()}"]
     return [
-        start("experiments.train", *flags, *cluster, "--process", str(index), env=env)
+        start("experiments.train", *flags, *cluster, "--process", str(index), env=ENV)
         for index in range(2)
     ]
 
@@ -57,13 +50,6 @@ def losses(folder):
 
 def final(folder):
     return RunFolder(folder).records("test")[-1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +81,19 @@ def end(folder, processes, step, number):
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, env):
+def stopped(tmp_path_factory):
     """SIGTERM to one of two."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    return end(folder, start_both(env, *SMALL, "--output", str(folder)), 3, signal.SIGTERM)
+    return end(folder, start_both(*SMALL, "--output", str(folder)), 3, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, env, stopped):
+def killed(tmp_path_factory, stopped):
     """The run of `stopped`, gone on with until one was killed."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     shutil.copytree(stopped.folder, folder)
     # The checkpoint of step 8 may be half written.
-    return end(folder, start_both(env, "--resume", str(folder)), 9, signal.SIGKILL)
+    return end(folder, start_both("--resume", str(folder)), 9, signal.SIGKILL)
 
 
 def test_a_signal_to_one_ends_both_after_the_same_step(stopped):
@@ -135,9 +121,9 @@ def test_where_one_is_killed_the_other_says_so(killed):
     assert len(losses(killed.folder)) < STEPS
 
 
-def test_two_processes_that_went_on_twice_have_trained_as_one_in_one_piece(killed, one, env):
+def test_two_processes_that_went_on_twice_have_trained_as_one_in_one_piece(killed, one):
     folder = killed.folder
-    processes = start_both(env, "--resume", str(folder))
+    processes = start_both("--resume", str(folder))
     logs = wait(processes, START_TIMEOUT)
     assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
     np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)

@@ -32,30 +32,26 @@ def images():
     return load(SMOKE.data)
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The results of every study, at the smallest scale."""
-    output = tmp_path_factory.mktemp("studies")
-    assert study.main(["--all", "--smoke", "--report", "--output", str(output)]) == 0
-    return output
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_every_study_runs_and_leaves_runs_figure_and_answer(smoke, name):
-    files = {path.name for path in (smoke / name).iterdir()}
-    assert files == {"runs.jsonl", "environment.json", "figure.png", "answer.md"}
-    lines = (smoke / name / "runs.jsonl").read_text().splitlines()
-    assert len(lines) == len(STUDIES[name].settings("smoke"))
-
-
-def test_the_report_holds_every_answer_and_its_figures(smoke):
-    html = (smoke / "report.html").read_text()
-    assert len(re.findall(r'src="data:image/png;base64,', html)) == len(STUDIES)
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        (["smoother", "robust"], ["smoother", "robust"]),
+        pytest.param(list(STUDIES), ["--all"], marks=pytest.mark.slow),
+    ],
+    ids=["two", "all"],
+)
+def test_studies_leave_runs_figures_answers_and_a_report(tmp_path, names, flags):
+    """At the smallest scale."""
+    assert study.main([*flags, "--smoke", "--report", "--output", str(tmp_path)]) == 0
+    html, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert len(re.findall(r'src="data:image/png;base64,', html)) == len(names)
     assert not re.findall(r'src="(?!data:)', html)
-    text = (smoke / "report.md").read_text()
-    for name, each in STUDIES.items():
-        assert each.question in text
-        assert (smoke / name / "figure.png").exists()
+    for name in names:
+        files = {path.name for path in (tmp_path / name).iterdir()}
+        assert files == {"runs.jsonl", "environment.json", "figure.png", "answer.md"}
+        lines = (tmp_path / name / "runs.jsonl").read_text().splitlines()
+        assert len(lines) == len(STUDIES[name].settings("smoke"))
+        assert STUDIES[name].question in text
         assert f"]({name}/figure.png)" in text
 
 

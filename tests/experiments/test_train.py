@@ -56,7 +56,7 @@ def test_a_run_writes_its_folder(whole):
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
-@pytest.mark.parametrize("damage", [False, True])
+@pytest.mark.parametrize("damage", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stop_and_resume_equals_a_run_in_one_piece_bitwise(whole, tmp_path, damage):
     """With `damage`, the newest checkpoint is cut short and the one before it is used."""
     folder = tmp_path / "run"
@@ -85,6 +85,7 @@ def test_stop_and_resume_equals_a_run_in_one_piece_bitwise(whole, tmp_path, dama
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_curve(whole, tmp_path):
     run(tmp_path / "run", "--devices", "8")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=2e-3)
