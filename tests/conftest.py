@@ -1,11 +1,17 @@
 """Eight CPU devices, and strict dtypes and ranks for the tests of the library."""
 
+import gc
 import os
 import tempfile
 
 import jax
 import pytest
 from jax import lax
+
+LAST_DIGITS = {
+    *("test_edges", "test_merge_states", "test_methods", "test_moments", "test_norms"),
+    *("test_offsets", "test_tpu_form"),
+}
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Before anything imports Keras.
 jax.config.update("jax_platforms", "cpu")
@@ -27,21 +33,22 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-@pytest.fixture(scope="module")
-def compile_fast(request):
-    """Leaves out LLVM's optimizations in the default run; slow tests run what users run.
+def pytest_collection_finish():
+    """Spares the garbage collector what stays until the end."""
+    gc.freeze()
 
-    Those of XLA stay, and with them the HLO. The last digits may differ, so that tests of
-    accuracy and of equal bits do without this.
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast(request):
+    """Leaves out LLVM's optimizations, which change the last digits at most.
+
+    Those of XLA stay, and with them the HLO. Files about last digits, and slow tests, run what
+    users run.
     """
-    if "not slow" not in request.config.option.markexpr:
-        yield
-        return
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    fast = "not slow" in request.config.option.markexpr and request.path.stem not in LAST_DIGITS
+    if fast != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", fast)
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Random data, training steps on one device and on eight shards, and counts of collectives."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import jax
@@ -70,25 +70,19 @@ def eager_step(norm, params, state, x, dy, mask=None):
 step = jax.jit(eager_step, static_argnums=0)
 """The same, compiled once for equal norms."""
 
-QUICK_LAWS = ("hidden_values_never_show", "state_moves_once", "training_normalizes")
-"""Laws that are checked of every norm by default; they share a compilation."""
+
+def slow_but_for(quick: Container[Any], values: Iterable[Any]) -> list[Any]:
+    """Returns values for `pytest.mark.parametrize`, of which all but some are slow."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
-def laws(names: Iterable[str], thorough: str) -> list[Any]:
-    """Returns all pairs of a norm's name and a law, for `pytest.mark.parametrize`.
-
-    Args:
-      names: the norms.
-      thorough: which of them is checked against all laws by default; of the others, all but
-        `QUICK_LAWS` is slow.
-    """
-    return [
-        pytest.param(
-            name, law, marks=() if name == thorough or law in QUICK_LAWS else pytest.mark.slow
-        )
-        for name in names
-        for law in jbn.testing.LAWS
-    ]
+every_law = pytest.mark.parametrize(
+    "law",
+    # These share a compilation.
+    slow_but_for(
+        ("hidden_values_never_show", "state_moves_once", "training_normalizes"), jbn.testing.LAWS
+    ),
+)
 
 
 def one_device(x=X, dy=DY, mask: Any = MASK):

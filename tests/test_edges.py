@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 import jbn
 from tests.helpers import data, eight_shards, step
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 NORMS = [
     jbn.batch_norm(),
     jbn.ghost_batch_norm(group_size=4),

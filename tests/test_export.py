@@ -14,8 +14,6 @@ from tests.helpers import data, trained
 
 pytest.importorskip("flatbuffers", reason="the files need FlatBuffers")
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 X = data((6, 2, 2, 4), mean=2)
 SHAPE = X.shape[1:]
 NORMS = {

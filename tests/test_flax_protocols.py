@@ -19,8 +19,6 @@ import jbn.linen
 import jbn.nnx
 from tests.helpers import data, trained
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 X = data((6, 4, 3), mean=1)
 NORM = jbn.batch_norm(decay=0.9)
 COUNTING = jbn.batch_norm(decay=jbn.corrected_decay(0.9))

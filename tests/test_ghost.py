@@ -12,9 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jbn
 from tests import reference
-from tests.helpers import collectives, data, eight_shards, sharded_step, step
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
+from tests.helpers import collectives, data, eight_shards, sharded_step, slow_but_for, step
 
 X = data((24, 2, 3), 0, 2) + np.arange(24, dtype=np.float32)[:, None, None]
 DY = data((24, 2, 3), 1)
@@ -59,8 +57,8 @@ def test_one_group_is_batch_norm():
     assert_close(one_device(24), wanted)
 
 
-@pytest.mark.parametrize("check_vma", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("group_size", [1, 3, 4, 6, 16, 24])
+@pytest.mark.parametrize("check_vma", slow_but_for([True], [False, True]))
+@pytest.mark.parametrize("group_size", slow_but_for([4, 6], [1, 3, 4, 6, 16, 24]))
 def test_groups_do_not_depend_on_the_number_of_shards(group_size, check_vma):
     """Each of 8 shards holds 3 examples: less than a group, a group, more, and across."""
     norm = jbn.ghost_batch_norm(group_size=group_size, axis_name="d")

@@ -15,9 +15,17 @@ import jbn.nnx
 import jbn.testing
 from jbn import activations
 from tests import reference
-from tests.helpers import DY, MASK, X, data, eight_shards, laws, sharded_step, step
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
+from tests.helpers import (
+    DY,
+    MASK,
+    X,
+    data,
+    eight_shards,
+    every_law,
+    sharded_step,
+    slow_but_for,
+    step,
+)
 
 ACTIVATIONS = {
     "identity": (activations.identity(), lambda z: z),
@@ -62,7 +70,7 @@ def assert_close(got, wanted, tolerance):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("axis", slow_but_for([-1], [-1, 1]))
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.usefixtures("x64")
 def test_values_state_and_gradients_to_twelve_digits(name, axis, masked):
@@ -98,7 +106,8 @@ def test_gradient_agrees_with_the_oracle(name):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "law"), laws(ACTIVATIONS, thorough="leaky_relu"))
+@every_law
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_laws(name, law):
     if law == "starts_as_the_affine_map" and name != "identity":
         pytest.skip("the activation follows the affine map")

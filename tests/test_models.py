@@ -17,9 +17,9 @@ from jax import lax
 import jbn
 import jbn.linen
 import jbn.nnx
-from tests.helpers import data
+from tests.helpers import data, slow_but_for
 
-pytestmark = pytest.mark.usefixtures("x64", "compile_fast")
+pytestmark = pytest.mark.usefixtures("x64")
 
 STEPS = 3
 
@@ -235,20 +235,20 @@ MASKED = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but_for(["ResNet", "lifted"], MODELS))
 def test_linen_networks_train_as_with_flax(name):
     model, batches = MODELS[name]
     compare_linen(model(jbn.linen.BatchNorm), model(nn.BatchNorm), batches)
 
 
-@pytest.mark.parametrize("as_positions", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("as_positions", slow_but_for([False], [False, True]))
 @pytest.mark.parametrize("name", MASKED)
 def test_padded_batches_train_as_with_flax(name, as_positions):
     model, batches = MASKED[name]
     compare_linen(model(jbn.linen.BatchNorm, as_positions), model(nn.BatchNorm), batches)
 
 
-@pytest.mark.parametrize("name", ["shared", pytest.param("lifted", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow_but_for(["shared"], ["shared", "lifted"]))
 def test_replaced_linen_networks_train_as_with_flax(name):
     make, batches = MODELS[name]
     model = make(nn.BatchNorm)
@@ -322,14 +322,14 @@ NNX_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", NNX_MODELS)
+@pytest.mark.parametrize("name", slow_but_for(["ResNet"], NNX_MODELS))
 def test_nnx_networks_train_as_with_flax(name):
     model, batches = NNX_MODELS[name]
     ours, theirs = (in_nnx(model(norm, nnx.Rngs(0))) for norm in (jbn.nnx.BatchNorm, nnx.BatchNorm))
     assert_equal_training(ours, theirs, batches)
 
 
-@pytest.mark.parametrize("name", ["ResNet", pytest.param("lifted", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow_but_for(["ResNet"], ["ResNet", "lifted"]))
 def test_replaced_nnx_networks_train_as_with_flax(name):
     make, batches = NNX_MODELS[name]
     model = make(nnx.BatchNorm, nnx.Rngs(0))
@@ -427,7 +427,10 @@ def flax_batch_norm(r_max, d_max):
 
 @pytest.mark.parametrize(
     ("limits", "oracle"),
-    [((3, 5), renorm_by_formulas), ((1, 0), flax_batch_norm)],
+    [
+        ((3, 5), renorm_by_formulas),
+        pytest.param((1, 0), flax_batch_norm, marks=pytest.mark.slow),
+    ],
 )
 def test_actor_and_critic_train_as_by_the_formulas(limits, oracle):
     # The limits bind for some of the features.

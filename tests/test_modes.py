@@ -12,9 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from tests.helpers import data, eager_step, eight_shards, sharded_step, step
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
+from tests.helpers import data, eager_step, eight_shards, sharded_step, slow_but_for, step
 
 METHODS = {
     "batch_norm": jbn.batch_norm(decay=0.5),
@@ -25,9 +23,6 @@ METHODS = {
     "frozen": jbn.frozen(jbn.batch_norm()),
     "frozen_half": jbn.frozen(jbn.batch_norm(decay=0.5), use_running=True, update=True),
 }
-QUICK = ("batch_norm", "inplace_batch_norm")
-"""Those that are tried in the modes that compile for long by default; the others are slow."""
-
 X, DY = data((16, 3, 4), mean=3), data((16, 3, 4), 1)
 MASK = data((16, 3), 2) > -0.5
 MASK[2:4] = False
@@ -38,13 +33,10 @@ def norm(request):
     return METHODS[request.param]
 
 
-some_norms = pytest.mark.parametrize(
-    "norm",
-    [
-        pytest.param(norm, id=name, marks=() if name in QUICK else pytest.mark.slow)
-        for name, norm in METHODS.items()
-    ],
+slow_but_for_one = pytest.mark.parametrize(
+    "norm", slow_but_for(["batch_norm"], METHODS), indirect=True
 )
+"""Where a mode compiles for long, all other norms are slow."""
 
 
 @functools.cache
@@ -75,13 +67,13 @@ def test_vmap(norm):
         assert_same(jax.tree.map(lambda a, model=model: a[model], out), alone(norm)[:3])
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", slow_but_for([True], [True, False]))
 def test_shard_map(norm, check_vma):
     train = jax.jit(sharded_step(over_shards(norm), eight_shards(), check_vma))
     assert_same(train(*norm.init(4), X, DY, MASK), alone(norm)[:3])
 
 
-@some_norms
+@slow_but_for_one
 def test_pmap(norm):
     def local(params, state, x, dy, mask):
         y, new, (dparams, dx) = step(over_shards(norm), params, state, x, dy, mask)
@@ -95,7 +87,7 @@ def test_pmap(norm):
     assert_same((y.reshape(X.shape), new, (dparams, dx.reshape(X.shape))), alone(norm)[:3])
 
 
-@some_norms
+@slow_but_for_one
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
     "spec", [P("data"), P(None, None, "model"), P("data", None, "model")], ids=str
@@ -115,7 +107,7 @@ def test_sharded_jit(norm, kind, spec):
         assert out[0].sharding.is_equivalent_to(place(X).sharding, 3)
 
 
-@some_norms
+@slow_but_for_one
 def test_hidden_values_are_never_computed_with(norm):
     hidden = jnp.where(MASK[..., None], X, np.nan)
     params, state = norm.init(4)
@@ -135,7 +127,7 @@ def test_hidden_values_are_never_computed_with(norm):
     assert_same(eager, alone(norm)[:3])
 
 
-@some_norms
+@slow_but_for_one
 @pytest.mark.parametrize(
     "mode", [jax.checking_leaks, functools.partial(jax.enable_x64, True)], ids=["leaks", "x64"]
 )

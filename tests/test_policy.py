@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 import jbn
 from tests.helpers import collectives, data, eight_shards
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 DEPTH, SHAPE = 3, (16, 6, 6, 8)
 X = data(SHAPE)
 KERNELS = [data((8, 8), seed) for seed in range(DEPTH)]

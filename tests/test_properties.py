@@ -140,7 +140,7 @@ PROPERTIES = [
 
 
 @pytest.mark.parametrize(("holds", "strategy"), PROPERTIES)
-@pytest.mark.parametrize("examples", [15, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [10, pytest.param(600, marks=pytest.mark.slow)])
 def test_property(holds, strategy, examples):
     run = given(strategy)(holds)
     run = settings(max_examples=examples, deadline=None, suppress_health_check=SLOW)(run)

@@ -19,8 +19,6 @@ import jbn.nnx
 from tests import reference
 from tests.helpers import data, eight_shards
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 X = data((96, 2, 3), mean=10) * np.array([1, 2, 3], np.float32)
 MASK = data((96, 2), 1) > 0
 MASK[16:32] = False

@@ -16,8 +16,6 @@ import jbn.linen
 import jbn.nnx
 from tests.helpers import data
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 X = data((8, 6, 3), mean=1)
 
 

@@ -20,10 +20,9 @@ from tests.helpers import (
     eight_shards,
     one_device,
     sharded_step,
+    slow_but_for,
     step,
 )
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=2e-5, strict=True)
 
@@ -44,7 +43,7 @@ def joined(array):
 
 
 @masked_on_platform
-@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("check_vma", slow_but_for([True], [False, True]))
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_shard_map(masked, platform, check_vma, axis_type):
     norm = jbn.batch_norm(decay=0.5, axis_name="d")

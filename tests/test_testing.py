@@ -16,9 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import jbn
 import jbn.testing
-from tests.helpers import laws
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
+from tests.helpers import every_law
 
 SCHEDULES: dict[str, Any] = {
     "r_max": optax.linear_schedule(1, 3, 2),
@@ -50,7 +48,8 @@ NOT_KEPT = {
 }
 
 
-@pytest.mark.parametrize(("name", "law"), laws(NORMS, thorough="batch"))
+@every_law
+@pytest.mark.parametrize("name", NORMS)
 def test_every_norm_keeps_every_law(name, law):
     if (name, law) in NOT_KEPT:
         with pytest.raises(AssertionError):

@@ -21,8 +21,6 @@ import jbn.linen
 import jbn.nnx
 import jbn.testing
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 untyped: Any = jbn
 """For arguments that the types refuse."""
 

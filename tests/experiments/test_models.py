@@ -14,7 +14,7 @@ import jbn.linen
 from experiments.config import ModelConfig, NormConfig
 from experiments.configs import PRESETS
 from experiments.models import ResNet20, identity_first, make_model, whitening_kernel
-from tests.helpers import data, trained
+from tests.helpers import data, slow_but_for, trained
 
 
 def init(preset, shape=(2, 32, 32, 3), **changes):
@@ -46,9 +46,7 @@ def test_resnet20_has_the_published_size():
     assert size(variables["params"]) == 9 * convs + norms + 64 * 10 + 10 == 269_722
 
 
-@pytest.mark.parametrize(
-    "method", ["batch", *(pytest.param(m, marks=pytest.mark.slow) for m in ("inplace", "none"))]
-)
+@pytest.mark.parametrize("method", slow_but_for(["batch"], ["batch", "inplace", "none"]))
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs_with_and_without_a_norm(preset, method):
     shape = (4, 8, 8, 1) if preset == "digits" else (4, 32, 32, 3)

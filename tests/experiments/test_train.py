@@ -13,6 +13,7 @@ import pytest
 
 from experiments import train
 from experiments.train import RunError
+from tests.helpers import slow_but_for
 
 SMALL = [
     *("digits", "--data.train-size", "512", "--model.widths", "8", "16", "16"),
@@ -56,7 +57,7 @@ def test_a_run_writes_its_folder(whole):
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
-@pytest.mark.parametrize("damage", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damage", slow_but_for([False], [False, True]))
 def test_stop_and_resume_equals_a_run_in_one_piece_bitwise(whole, tmp_path, damage):
     """With `damage`, the newest checkpoint is cut short and the one before it is used."""
     folder = tmp_path / "run"
