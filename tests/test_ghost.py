@@ -71,7 +71,7 @@ def test_groups_do_not_depend_on_the_number_of_shards(group_size, check_vma):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("group_size", [4, 16])
+@pytest.mark.parametrize("group_size", slow_but_for([4], [4, 16]))
 def test_sharded_jit(group_size, kind):
     mesh = eight_shards(kind)
     vectors = jax.device_put((PARAMS, STATE), NamedSharding(mesh, P()))

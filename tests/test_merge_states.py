@@ -181,7 +181,7 @@ def test_several_states_on_each_shard_merge_with_all_others():
 
     pairs = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), STACKED)
     a, b = (jax.tree.map(lambda leaf, i=i: leaf[:, i], pairs) for i in range(2))
-    merged = jax.vmap(merge, axis_name="d")(a, b)
+    merged = jax.jit(jax.vmap(merge, axis_name="d"))(a, b)
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], STACKED) for i in range(8)]
     wanted = jbn.merge_states(rows, weights=[3, 1] * 4)
     for i in range(4):

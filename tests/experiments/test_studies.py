@@ -35,10 +35,10 @@ def images():
 @pytest.mark.parametrize(
     ("names", "flags"),
     [
-        (["smoother", "robust"], ["smoother", "robust"]),
+        (["smoother"], ["smoother"]),
         pytest.param(list(STUDIES), ["--all"], marks=pytest.mark.slow),
     ],
-    ids=["two", "all"],
+    ids=["one", "all"],
 )
 def test_studies_leave_runs_figures_answers_and_a_report(tmp_path, names, flags):
     """At the smallest scale."""
