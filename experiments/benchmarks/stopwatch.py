@@ -23,7 +23,7 @@ def clock(f: Callable[[], Any], now: Callable[[], float] = time.perf_counter) ->
 
 
 def interleaved(
-    turns: dict[str, Turn], rounds: int, warm_up: int = 5
+    turns: dict[str, Turn], rounds: int, warm_up: int = 2
 ) -> dict[str, dict[str, list[float]]]:
     """Lets every library take one turn in each round, in random order.
 

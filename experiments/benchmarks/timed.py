@@ -73,13 +73,13 @@ def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
                 yield from rows(dict(norm_turns(shape)), rounds, shape=shape, memory=kind)
             yield from rows(dict(resnet20_turns(BATCH)), rounds, batch=BATCH, memory=kind)
     for library, turns in (("Linen", linen_compilation_turns), ("NNX", nnx_compilation_turns)):
-        for row in rows(dict(turns(SMALL_IMAGES)), compilations):
+        for row in rows(dict(turns(SMALL_IMAGES)), compilations, warm_up=1):
             yield row | {"what": f"{row['what']} ResNet-50 in {library}"}
 
 
-def rows(turns: Any, rounds: int, **about: Any) -> Iterator[dict[str, Any]]:
+def rows(turns: Any, rounds: int, warm_up: int = 5, **about: Any) -> Iterator[dict[str, Any]]:
     """Yields the rows of the parts that turns are made of."""
-    for part, seconds in interleaved(turns, rounds).items():
+    for part, seconds in interleaved(turns, rounds, warm_up).items():
         yield {"what": part} | about | {"rounds": rounds} | compared(seconds, TO)
 
 
