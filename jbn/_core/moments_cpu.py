@@ -6,12 +6,13 @@ writes them to memory first, then reads them for each use.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
 
 
-def _behind(barrier: Callable[[jax.Array], jax.Array]) -> Callable[[tuple], tuple]:
+def _behind(barrier: Callable[[jax.Array], jax.Array]) -> Callable[[tuple], Any]:
     # Arrays one by one, since one barrier would make all vary over the same named axes.
     return functools.partial(
         lax.platform_dependent, cpu=functools.partial(jax.tree.map, barrier), default=tuple
