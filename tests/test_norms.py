@@ -106,7 +106,7 @@ def test_a_masked_batch_equals_the_compacted_batch():
         y, new = norm.train(params, state, x, mask=mask)
         return jnp.sum(jnp.where(True if mask is None else mask[..., None], y * dy, 0.0)), new
 
-    grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     (dparams, dx), new = grad(params, hidden, dy, mask)
     (dparams2, dx2), new2 = grad(params, jnp.asarray(x[mask]), dy[mask])
     tolerances: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
@@ -190,11 +190,11 @@ def test_checkpoint_and_forward_mode_agree_with_reverse_mode():
     def loss(x):
         return jnp.sum(jnp.tanh(norm.train(params, state, x)[0]) * weights)
 
-    grad = jax.grad(loss)(x)
+    grad = jax.jit(jax.grad(loss))(x)
     tolerances: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
-    np.testing.assert_allclose(jax.grad(jax.checkpoint(loss))(x), grad, **tolerances)
-    np.testing.assert_allclose(jax.jacfwd(loss)(x), grad, **tolerances)
-    hessian = jax.jacfwd(jax.grad(loss))(x).reshape(24, 24)
+    np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(loss)))(x), grad, **tolerances)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(x), grad, **tolerances)
+    hessian = jax.jit(jax.jacfwd(jax.grad(loss)))(x).reshape(24, 24)
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-3, atol=1e-5)
 
 

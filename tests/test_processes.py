@@ -7,6 +7,8 @@ import pytest
 from tests.helpers import one_device
 from tests.launch import free_port, start, wait
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -37,6 +37,7 @@ def linen_variables():
     return {**variables, **updates}
 
 
+@jax.jit
 def linen_step(params, batch_stats, x):
     """Value, gradients and new statistics of a loss."""
 

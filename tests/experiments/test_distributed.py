@@ -15,8 +15,6 @@ from experiments.cluster import HEARTBEAT_TIMEOUT
 from experiments.run_folder import RunFolder
 from tests.launch import free_port, start, wait
 
-pytestmark = pytest.mark.slow
-
 SMALL = [
     *("digits", "--data.train-size", "512", "--model.width", "8", "--model.depth", "1"),
     *("--epochs", "2", "--eval-batch-size", "360"),
@@ -96,6 +94,7 @@ def killed(tmp_path_factory, stopped):
     return end(folder, start_both("--resume", str(folder)), 9, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_ends_both_after_the_same_step(stopped):
     assert stopped.codes == [128 + signal.SIGTERM] * 2
     assert all("Go on with: python -m experiments.train --resume" in log for log in stopped.logs)
@@ -103,6 +102,7 @@ def test_a_signal_to_one_ends_both_after_the_same_step(stopped):
     assert max(saved) == len(losses(stopped.folder)) < STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
 def test_one_process_goes_on_from_the_checkpoint_of_two(stopped, one, tmp_path):
     folder = tmp_path / "run"
@@ -112,6 +112,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(stopped, one, tmp_path):
     assert final(folder)["accuracy"] == final(one)["accuracy"]
 
 
+@pytest.mark.slow
 def test_where_one_is_killed_the_other_says_so(killed):
     assert killed.seconds < HEARTBEAT_TIMEOUT + 10
     assert killed.codes[0] != 0
@@ -121,6 +122,7 @@ def test_where_one_is_killed_the_other_says_so(killed):
     assert len(losses(killed.folder)) < STEPS
 
 
+@pytest.mark.slow
 def test_two_processes_that_went_on_twice_have_trained_as_one_in_one_piece(killed, one):
     folder = killed.folder
     processes = start_both("--resume", str(folder))
