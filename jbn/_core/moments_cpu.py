@@ -20,7 +20,14 @@ def _behind(barrier: Callable[[jax.Array], jax.Array]) -> Callable[[tuple], Any]
 
 
 apart = _behind(lax.optimization_barrier)
-"""Returns a tuple of operands; on a CPU, the compiler does not see that they have other uses."""
+"""Returns a tuple of operands; on a CPU, the compiler does not see that they have other uses.
 
-apart_from_those = _behind(lambda x: lax.optimization_barrier((x, x))[0])
-"""Does the same, and what it returns is not what `apart` returns either."""
+To set the operands of a second sum apart, pass it the result of the first call: XLA merges equal
+barriers of the same array.
+"""
+
+apart_in_derivative = _behind(lambda x: lax.optimization_barrier((x, x))[0])
+"""Does the same for the sum of a derivative.
+
+XLA merges equal barriers of the same array, so this barrier differs from that of `apart`.
+"""

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.layout import Axes, Layout, Mask, vary_like
-from jbn._core.moments_cpu import apart_from_those
+from jbn._core.moments_cpu import apart_in_derivative
 
 
 def normalize(
@@ -90,7 +90,7 @@ def _affine_jvp(dtype, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dvectors, x, mean, gain, layout):
         dmean, dgain, dbias = vary_like(dvectors, x)
-        centered = Layout.minus(*apart_from_those((layout, x, mean)))
+        centered = Layout.minus(*apart_in_derivative((layout, x, mean)))
         shifted = dmean * gain
         offset = dbias - shifted
         gain, dgain, dbias, shifted, offset = layout.expand(gain, dgain, dbias, shifted, offset)

@@ -217,7 +217,8 @@ def _train(norm, params, state, x, mask) -> tuple[jax.Array, Any]:
     through = through if norm.activation is None else in_place
     known = layout.mask is None and isinstance(x.size, int)  # A symbolic size may turn out as 1.
     step = partial(_step, masked=not known)
-    # As where jax 0.10 differentiates what it has traced, so that both share the traces within.
+    # jax 0.10 differentiates a traced function with the mesh set, if only to none. With the mesh
+    # set here, too, training and its derivative share the traces of the functions within.
     with use_abstract_mesh(get_abstract_mesh()):
         y, new = through(step, (method, state), x, scale, bias, layout, shards, norm)
     return y, state if keeps_states.value else new
