@@ -10,7 +10,7 @@ from jax import lax
 
 LAST_DIGITS = {
     *("test_edges", "test_merge_states", "test_methods", "test_moments", "test_norms"),
-    *("test_offsets", "test_tpu_form"),
+    *("test_offsets", "test_shifted_sums"),
 }
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Before anything imports Keras.
@@ -73,21 +73,17 @@ def x64():
 
 
 @pytest.fixture
-def on_a_tpu(monkeypatch):
-    """Traces what would be compiled for a TPU, and runs it on the CPU."""
+def platform(request, monkeypatch):
+    """Traces what would be compiled for the platform "cpu", "gpu" or "tpu", and runs it here."""
 
-    def form_for_a_tpu(*operands, default, tpu=None, **_):
-        return (tpu or default)(*operands)
+    def form(*operands, default, **forms):
+        name = "cuda" if request.param == "gpu" else request.param
+        return forms.get(name, default)(*operands)
 
-    monkeypatch.setattr(lax, "platform_dependent", form_for_a_tpu)
+    if request.param == "cpu":
+        yield request.param
+        return
+    monkeypatch.setattr(lax, "platform_dependent", form)
     jax.clear_caches()
-    yield
+    yield request.param
     jax.clear_caches()
-
-
-@pytest.fixture
-def platform(request):
-    """Runs a test in the form for the CPU or, if the parameter is "tpu", in that for a TPU."""
-    if request.param == "tpu":
-        request.getfixturevalue("on_a_tpu")
-    return request.param

@@ -17,7 +17,7 @@ import jbn.nnx
 from tests import reference
 from tests.helpers import data
 
-X = data((6, 5, 3), mean=2)
+X = data((6, 5, 3), mean=1)
 NORM = jbn.batch_norm()
 PARAMS, START = NORM.init(3)
 SOURCE = START._replace(

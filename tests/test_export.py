@@ -14,7 +14,7 @@ from tests.helpers import data, trained
 
 pytest.importorskip("flatbuffers", reason="the files need FlatBuffers")
 
-X = data((6, 2, 2, 4), mean=2)
+X = data((6, 2, 2, 4), mean=1)
 SHAPE = X.shape[1:]
 NORMS = {
     "batch_norm": jbn.batch_norm(decay=jbn.corrected_decay(0.9)),

@@ -43,7 +43,7 @@ def test_one_device(offset, masked):
 
 @pytest.mark.parametrize(
     ("offset", "platform"),
-    [*((offset, "cpu") for offset in OFFSETS), (1e4, "tpu")],
+    [*((offset, "cpu") for offset in OFFSETS), (1e4, "gpu"), (1e4, "tpu")],
     indirect=["platform"],
 )
 def test_eight_shards(offset, platform):
@@ -120,7 +120,9 @@ HARD = {
 
 @pytest.mark.parametrize("change", HARD.values(), ids=HARD)
 @pytest.mark.parametrize(
-    ("offset", "platform"), [(0, "cpu"), (1e4, "cpu"), (0, "tpu")], indirect=["platform"]
+    ("offset", "platform"),
+    [(0, "cpu"), (1e4, "cpu"), (0, "gpu"), (1e4, "gpu"), (0, "tpu")],
+    indirect=["platform"],
 )
 def test_data_whose_first_elements_are_unlike_the_others(change, offset, platform):
     x = change(data((1_000_000, 1), 0, offset))

@@ -95,6 +95,7 @@ def test_one_activation_a_layer_is_kept(name):
     ("name", "platform"),
     [
         ("batch", "cpu"),
+        ("batch", "gpu"),
         ("ghost", "tpu"),
         *(pytest.param(n, "cpu", marks=pytest.mark.slow) for n in NORMS if n != "batch"),
     ],

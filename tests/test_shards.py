@@ -28,7 +28,7 @@ assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=2e-
 
 masked_on_platform = pytest.mark.parametrize(
     ("masked", "platform"),
-    [(False, "cpu"), (True, "cpu"), (True, "tpu")],
+    [(False, "cpu"), (True, "cpu"), (True, "gpu"), (True, "tpu")],
     indirect=["platform"],
 )
 

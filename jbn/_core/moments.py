@@ -1,22 +1,19 @@
-"""Mean and variance of a batch: exact under masks and shards, in one pass, at any offset."""
+"""Mean and variance of a batch: exact under masks and shards, at any offset."""
 
 import functools
-import math
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
-from jbn._core import moments_tpu
 from jbn._core.export import exportable
-from jbn._core.layout import Axes, Layout, Mask, vary_like, with_automatic_axes
-from jbn._core.moments_cpu import apart
+from jbn._core.layout import Axes, Layout, Mask, vary_like
 from jbn._core.shards import AxisName, Groups, Shards, freeze_groups
+from jbn._core.shifted_sums import shifted_sums
 
 SAVE_POINT = "jbn.save_point"
 """What `jbn.save_norm_inputs` saves: the arrays of this name."""
@@ -49,13 +46,13 @@ def moments(
     axis_name: AxisName | None = None,
     axis_index_groups: Groups | None = None,
 ) -> Moments:
-    """Returns mean, biased variance and count of each feature, in one pass over `x`.
+    """Returns mean, biased variance and count of each feature.
 
-    Sums are taken of `x - shift`, where the shift is the mean of a random sample of sqrt(n) / 4 of
-    the n positions, and of the first valid one. The relative error of the variance then grows with
-    ((mean - shift) / std)^2, not with (mean / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for
-    computing the sample variance"). On a TPU the shift is 0, and data with a mean over 8 deviations
-    from 0 takes a second pass.
+    The variance follows from sums of x - shift and of its square. Its relative error grows with
+    ((mean - shift) / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
+    variance"). On a GPU the shift is the mean of a random sample of sqrt(n) / 4 of the n positions,
+    and of the first valid one. On a CPU and a TPU it is 0, unless a mean is over 3 deviations from
+    0: then a second pass takes the sums about the mean.
 
     >>> import jax.numpy as jnp
     >>> batch = jbn.moments(jnp.array([[1.0], [3.0], [8.0]]))
@@ -225,80 +222,11 @@ def _moments_here(x, layout) -> ShiftedMoments:
     if x.size == 0:
         shift, offset, var = vary_like((jnp.zeros(layout.feature_shape, layout.dtype),) * 3, x)
         return ShiftedMoments(shift, offset, var, count)
-    (size,) = vary_like((jnp.maximum(count, 1),), x)
-    on_tpu = functools.partial(moments_tpu.shift_offset_var, _sums, _mean_and_var)
-    shift, offset, var = lax.platform_dependent(
-        x, layout, size, tpu=on_tpu, default=_shift_offset_var
-    )
+    size = jnp.maximum(count, 1)
+    shift, total, squares = shifted_sums(x, layout, size)
+    offset = total / size
+    var = jnp.maximum(squares / size - offset**2, 0)
     return ShiftedMoments(shift, offset, var, count)
-
-
-def _shift_offset_var(x, layout, size):
-    """A shift, the mean of x - shift and the variance; the shift is the mean of a sample."""
-    mean_of_sample = with_automatic_axes(_mean_of_sample, x, layout.axes)
-    shift = mean_of_sample(x, layout)
-    first = apart((shift, x, layout))
-    second = apart(first)
-    return shift, *_mean_and_var((_sums(*first)[0], _sums(*second)[1]), size)
-
-
-def _sums(shift, x, layout):
-    """The sums of x - shift and of its square."""
-    if layout.mask is None:
-        deviation = x.astype(shift.dtype) - jnp.expand_dims(shift, layout.reduced)
-    else:
-        deviation = layout.minus(x, shift)
-    return jnp.sum(deviation, layout.reduced), jnp.sum(deviation**2, layout.reduced)
-
-
-def _mean_and_var(sums, size):
-    """The mean of x - shift, and the variance of x."""
-    mean, square = sums[0] / size, sums[1] / size
-    return mean, jnp.maximum(square - mean**2, 0)
-
-
-def _mean_of_sample(x, layout) -> jax.Array:
-    """The mean of the first valid element and of a random sample; 0 if none of it is valid."""
-    at = _sampled_positions(tuple(map(x.shape.__getitem__, layout.reduced)))
-    if layout.mask is None:
-        rows = _pick(x, layout.reduced, at).astype(layout.dtype)
-        return rows[0] + jnp.mean(rows - rows[:1], 0)
-    first = jnp.unravel_index(jnp.argmax(layout.mask), layout.mask.shape)
-    first = [first[axis].astype(jnp.int32) for axis in layout.reduced]
-    at = jnp.asarray(at).at[:, 0].set(jnp.stack(first)) if first else at
-    rows = _pick(x, layout.reduced, at).astype(layout.dtype)
-    valid = jnp.broadcast_to(_pick(layout.mask, layout.reduced, at), rows.shape)
-    origin = jnp.where(valid[0], rows[0], jnp.zeros((), rows.dtype))[None]
-    total = jnp.sum(jnp.where(valid, rows, origin) - origin, 0)
-    return origin[0] + total / jnp.maximum(jnp.sum(valid, 0, dtype=rows.dtype), 1)
-
-
-def _sampled_positions(shape) -> np.ndarray | jax.Array:
-    """The indices `[axes, samples]` of the first position and of random ones."""
-    positions = math.prod(shape)
-    samples = math.isqrt(positions) // 4 if isinstance(positions, int) else 1024
-    # Random, since a fixed stride would meet the rows of images; from a seed, to be reproducible.
-    shares = np.random.default_rng(0).random((len(shape), 1 + samples))
-    shares[:, 0] = 0
-    if isinstance(positions, int):
-        return (shares * np.reshape(shape, (-1, 1))).astype(np.int32)
-    sizes = jnp.stack([jnp.asarray(size, jnp.float32) for size in shape])[:, None]
-    at = jnp.floor(jnp.asarray(shares, jnp.float32) * sizes)
-    return jnp.minimum(at, sizes - 1).astype(jnp.int32)
-
-
-def _pick(array, axes, at) -> jax.Array:
-    """Returns the elements at indices along some axes, stacked on a new first axis."""
-    if not axes:
-        return array[None]
-    index: list[Any] = [slice(None)] * array.ndim
-    for axis, indices in zip(axes, at, strict=True):
-        index[axis] = indices
-    # Of arrays of indices a sharded x is gathered from where it lies, while a dynamic slice would
-    # copy all of it to every device.
-    picked = array.at[tuple(index)].get(mode="promise_in_bounds")
-    adjacent = axes[-1] - axes[0] == len(axes) - 1
-    return jnp.moveaxis(picked, axes[0] if adjacent else 0, 0)
 
 
 def _or_one(count: jax.Array) -> jax.Array:

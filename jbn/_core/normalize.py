@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jbn._core.layout import Axes, Layout, Mask, vary_like
-from jbn._core.moments_cpu import apart_in_derivative
 
 
 def normalize(
@@ -90,7 +90,7 @@ def _affine_jvp(dtype, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(dx, dvectors, x, mean, gain, layout):
         dmean, dgain, dbias = vary_like(dvectors, x)
-        centered = Layout.minus(*apart_in_derivative((layout, x, mean)))
+        centered = Layout.minus(*_apart((layout, x, mean)))
         shifted = dmean * gain
         offset = dbias - shifted
         gain, dgain, dbias, shifted, offset = layout.expand(gain, dgain, dbias, shifted, offset)
@@ -100,6 +100,17 @@ def _affine_jvp(dtype, primals, tangents):
         return (layout.where_valid(dy - shifted) + dbias).astype(dtype)
 
     return _affine(*primals, dtype), linear(dx, dvectors, x, mean, gain, layout)
+
+
+def _apart(operands):
+    """Returns the operands of a sum; on a CPU, the compiler does not see their other uses.
+
+    It adds up terms as it computes them from memory, but if the terms have another use, it writes
+    them to memory first.
+    """
+    # Arrays one by one, since one barrier would make all vary over the same named axes.
+    barriers = functools.partial(jax.tree.map, lax.optimization_barrier)
+    return lax.platform_dependent(operands, cpu=barriers, default=tuple)
 
 
 @jax.checkpoint

@@ -24,8 +24,8 @@ class BatchNorm(nn.Module):
     """Batch normalization with the fields, call and variables of `flax.linen.BatchNorm`.
 
     A model switches by changing one import, and its checkpoint loads. Arithmetic and running
-    statistics are always in float32 or wider, and the variance is always computed in one pass and
-    without cancellation, so `use_fast_variance` and `force_float32_reductions` have no effect.
+    statistics are always in float32 or wider, and the variance is always computed without
+    cancellation, so `use_fast_variance` and `force_float32_reductions` have no effect.
 
     >>> import jax, jax.numpy as jnp
     >>> module = jbn.linen.BatchNorm(use_running_average=False, momentum=0.9)

@@ -19,9 +19,8 @@ class BatchNorm(NormModule):
     """Batch normalization with the fields, call and variables of `flax.nnx.BatchNorm`.
 
     A model switches by changing one import, and its checkpoint loads. Arithmetic and running
-    statistics are always in float32 or wider, and the variance is always computed in one pass and
-    without cancellation, so `use_fast_variance` has no effect. Flax's `promote_dtype` does not
-    exist here.
+    statistics are always in float32 or wider, and the variance is always computed without
+    cancellation, so `use_fast_variance` has no effect. Flax's `promote_dtype` does not exist here.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx

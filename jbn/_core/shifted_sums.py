@@ -1,0 +1,180 @@
+"""Sums of x - shift and of its square, where the shift keeps the digits of the variance.
+
+The relative error of a variance from such sums grows with ((mean - shift) / std)^2 (Chan, Golub &
+LeVeque 1983, "Algorithms for computing the sample variance"). Each platform has a form of its own.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jbn._core.layout import Layout, vary_like, with_automatic_axes
+
+FAR = 3
+"""How many deviations from 0 a mean may be for sums of x itself."""
+
+
+class ShiftedSums(NamedTuple):
+    """Sums over the valid positions of a batch, for each feature.
+
+    Attributes:
+      shift: `[*features]` what was subtracted.
+      total: `[*features]` sum of x - shift.
+      squares: `[*features]` sum of (x - shift)^2.
+    """
+
+    shift: jax.Array
+    total: jax.Array
+    squares: jax.Array
+
+
+def shifted_sums(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedSums:
+    """Returns the sums of an `x` from `Layout.where_valid`.
+
+    Args:
+      x: `[...]` of a real floating-point dtype, not empty.
+      layout: of x.
+      size: `[]` number of valid positions, or 1 if there are none.
+    """
+    return lax.platform_dependent(
+        x,
+        layout,
+        size,
+        cuda=_about_mean_of_sample,
+        rocm=_about_mean_of_sample,
+        default=_about_0_unless_far,
+    )
+
+
+def _about_0_unless_far(x, layout, size) -> ShiftedSums:
+    """Sums of x itself or, if a mean is far from 0, of x - mean in a second pass.
+
+    The first pass needs no element of x beforehand, so a TPU's compiler makes it a part of the
+    convolution that computes x.
+    """
+    first, second = _for_two_sums(x)
+    total = jnp.sum(first.astype(layout.dtype), layout.reduced)
+    squares = jnp.sum(second.astype(layout.dtype) ** 2, layout.reduced)
+    mean = total / size
+    var = squares / size - mean**2
+    close = (mean**2 <= FAR**2 * var) & (var < jnp.inf)
+
+    def about_mean(*_):
+        sums = lax.platform_dependent(mean, x, layout, tpu=_sums_by_slices, default=_sums)
+        return ShiftedSums(mean, *sums)
+
+    zero = jnp.zeros_like(mean)
+    return lax.cond(_all_true(close), ShiftedSums, about_mean, zero, total, squares)
+
+
+@jax.custom_batching.custom_vmap
+def _all_true(condition) -> jax.Array:
+    """Whether a condition holds for all features and, under `vmap`, for all members.
+
+    `lax.cond` computes both of its branches if each member has a condition of its own.
+    """
+    return jnp.all(condition)
+
+
+@_all_true.def_vmap
+def _all_true_for_all_members(axis_size, is_batched, condition):
+    return _all_true(condition), False
+
+
+def _about_mean_of_sample(x, layout, size) -> ShiftedSums:
+    """Sums of x - shift, where the shift is the mean of a random sample of x."""
+    shift = with_automatic_axes(_mean_of_sample, x, layout.axes)(x, layout)
+    return ShiftedSums(shift, *_sums(shift, x, layout))
+
+
+@jax.jit  # The forms for several platforms share its trace.
+def _sums(shift, x, layout):
+    """The sums of x - shift and of its square."""
+    (layout, *operands), (same_layout, *same) = _for_two_sums((layout, x, shift))
+    total = jnp.sum(layout.minus(*operands), layout.reduced)
+    return total, jnp.sum(same_layout.minus(*same) ** 2, layout.reduced)
+
+
+def _for_two_sums(terms):
+    """Returns terms twice; on a CPU, the compiler does not see that both are the same.
+
+    It adds up terms as it computes them from memory, but if they have another use, it writes them
+    to memory first.
+    """
+    return lax.platform_dependent((terms, terms), cpu=lax.optimization_barrier, default=tuple)
+
+
+def _sums_by_slices(shift, x, layout):
+    """The same sums on a TPU, added up over slices of the innermost of several reduced axes.
+
+    As a whole, x would be copied into another layout first.
+    """
+    if len(layout.reduced) < 2:
+        return _sums(shift, x, layout)
+    inner = layout.reduced[-1]
+    if not isinstance(x.shape[inner], int):
+        return _sums(shift, x, layout)
+    slices = math.gcd(x.shape[inner], 8)
+
+    def add_up(x, shift, layout):
+        def add(i, total):
+            width = x.shape[inner] // slices
+            part: Any = functools.partial(
+                lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width, axis=inner
+            )
+            more = _sums(shift, part(x), jax.tree.map(part, layout))
+            return jax.tree.map(jnp.add, total, more)
+
+        zeros = vary_like((jnp.zeros_like(shift),) * 2, x)
+        return lax.fori_loop(0, slices, add, tuple(zeros))
+
+    return with_automatic_axes(add_up, x, layout.axes, layout.axes)(x, shift, layout)
+
+
+def _mean_of_sample(x, layout) -> jax.Array:
+    """The mean of the first valid element and of a random sample; 0 if none of it is valid."""
+    at = _sampled_positions(tuple(map(x.shape.__getitem__, layout.reduced)))
+    if layout.mask is None:
+        rows = _pick(x, layout.reduced, at).astype(layout.dtype)
+        return rows[0] + jnp.mean(rows - rows[:1], 0)
+    first = jnp.unravel_index(jnp.argmax(layout.mask), layout.mask.shape)
+    first = [first[axis].astype(jnp.int32) for axis in layout.reduced]
+    at = jnp.asarray(at).at[:, 0].set(jnp.stack(first)) if first else at
+    rows = _pick(x, layout.reduced, at).astype(layout.dtype)
+    valid = jnp.broadcast_to(_pick(layout.mask, layout.reduced, at), rows.shape)
+    origin = jnp.where(valid[0], rows[0], jnp.zeros((), rows.dtype))[None]
+    total = jnp.sum(jnp.where(valid, rows, origin) - origin, 0)
+    return origin[0] + total / jnp.maximum(jnp.sum(valid, 0, dtype=rows.dtype), 1)
+
+
+def _sampled_positions(shape) -> np.ndarray | jax.Array:
+    """The indices `[axes, samples]` of the first position and of random ones."""
+    positions = math.prod(shape)
+    samples = math.isqrt(positions) // 4 if isinstance(positions, int) else 1024
+    # Random, since a fixed stride would meet the rows of images; from a seed, to be reproducible.
+    shares = np.random.default_rng(0).random((len(shape), 1 + samples))
+    shares[:, 0] = 0
+    if isinstance(positions, int):
+        return (shares * np.reshape(shape, (-1, 1))).astype(np.int32)
+    sizes = jnp.stack([jnp.asarray(size, jnp.float32) for size in shape])[:, None]
+    at = jnp.floor(jnp.asarray(shares, jnp.float32) * sizes)
+    return jnp.minimum(at, sizes - 1).astype(jnp.int32)
+
+
+def _pick(array, axes, at) -> jax.Array:
+    """Returns the elements at indices along some axes, stacked on a new first axis."""
+    if not axes:
+        return array[None]
+    index: list[Any] = [slice(None)] * array.ndim
+    for axis, indices in zip(axes, at, strict=True):
+        index[axis] = indices
+    # Of arrays of indices a sharded x is gathered from where it lies, while a dynamic slice would
+    # copy all of it to every device.
+    picked = array.at[tuple(index)].get(mode="promise_in_bounds")
+    adjacent = axes[-1] - axes[0] == len(axes) - 1
+    return jnp.moveaxis(picked, axes[0] if adjacent else 0, 0)
