@@ -8,7 +8,7 @@ arrays go in every step may.
 import ctypes
 from typing import Literal, get_args
 
-Memory = Literal["kept", "fresh"]
+Memory = Literal["fresh", "kept"]
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
