@@ -29,18 +29,21 @@ def written(f, *arguments) -> int:
 # The compiler takes no selection into its sums. So what a mask hides is replaced in memory, and
 # the gradient behind a relu, which three operations need, is written. It takes a conversion into
 # one sum, but the gradient of a bfloat16 y is converted once for all three.
+NORM = jbn.batch_norm(decay=0.9)
 CASES = {
-    "plain": (None, jnp.float32, lambda y: y, 1, 2),
-    "relu": (None, jnp.float32, jax.nn.relu, 1, 3),
-    "masked": (MASK, jnp.float32, lambda y: y, 2, 4),
-    "bfloat16": (None, jnp.bfloat16, lambda y: y, 1, 3),
+    "plain": (NORM, None, jnp.float32, lambda y: y, 1, 2),
+    "relu": (NORM, None, jnp.float32, jax.nn.relu, 1, 3),
+    "masked": (NORM, MASK, jnp.float32, lambda y: y, 2, 4),
+    "bfloat16": (NORM, None, jnp.bfloat16, lambda y: y, 1, 3),
+    "ghost": (jbn.ghost_batch_norm(group_size=16), None, jnp.float32, lambda y: y, 1, 2),
+    "renorm": (jbn.batch_renorm(), None, jnp.float32, lambda y: y, 1, 2),
+    "running": (jbn.running_batch_norm(), None, jnp.float32, lambda y: y, 1, 2),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_written_for_a_sum(case):
-    mask, dtype, activation, forward, both = CASES[case]
-    norm = jbn.batch_norm(decay=0.9)
+    norm, mask, dtype, activation, forward, both = CASES[case]
     params, state = norm.init(SHAPE[-1])
     x, dy = (data(SHAPE, seed).astype(dtype) for seed in (0, 1))
 
