@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jbn._core.export import exportable
 from jbn._core.layout import Axes, Layout, Mask, vary_like
 from jbn._core.shards import AxisName, Groups, Shards, freeze_groups
-from jbn._core.shifted_sums import shifted_sums
+from jbn._core.shifted_means import shifted_means
 
 SAVE_POINT = "jbn.save_point"
 """What `jbn.save_norm_inputs` saves: the arrays of this name."""
@@ -48,11 +48,11 @@ def moments(
 ) -> Moments:
     """Returns mean, biased variance and count of each feature.
 
-    The variance follows from sums of x - shift and of its square. Its relative error grows with
-    ((mean - shift) / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
+    The variance follows from the means of x - shift and of its square. Its relative error grows
+    with ((mean - shift) / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
     variance"). On a GPU the shift is the mean of a random sample of sqrt(n) / 4 of the n positions,
     and of the first valid one. On a CPU and a TPU it is 0, unless a mean is over 3 deviations from
-    0: then a second pass takes the sums about the mean.
+    0: then a second pass takes the means of x - mean and of its square.
 
     >>> import jax.numpy as jnp
     >>> batch = jbn.moments(jnp.array([[1.0], [3.0], [8.0]]))
@@ -222,10 +222,8 @@ def _moments_here(x, layout) -> ShiftedMoments:
     if x.size == 0:
         shift, offset, var = vary_like((jnp.zeros(layout.feature_shape, layout.dtype),) * 3, x)
         return ShiftedMoments(shift, offset, var, count)
-    size = jnp.maximum(count, 1)
-    shift, total, squares = shifted_sums(x, layout, size)
-    offset = total / size
-    var = jnp.maximum(squares / size - offset**2, 0)
+    shift, offset, square = shifted_means(x, layout, jnp.maximum(count, 1))
+    var = jnp.maximum(square - offset**2, 0)
     return ShiftedMoments(shift, offset, var, count)
 
 

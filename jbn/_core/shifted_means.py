@@ -1,6 +1,6 @@
-"""Sums of x - shift and of its square, where the shift keeps the digits of the variance.
+"""Means of x - shift and of its square, where the shift keeps the digits of the variance.
 
-The relative error of a variance from such sums grows with ((mean - shift) / std)^2 (Chan, Golub &
+The relative error of a variance from such means grows with ((mean - shift) / std)^2 (Chan, Golub &
 LeVeque 1983, "Algorithms for computing the sample variance"). Each platform has a form of its own.
 """
 
@@ -16,25 +16,25 @@ from jax import lax
 from jbn._core.layout import Layout, vary_like, with_automatic_axes
 
 FAR = 3
-"""How many deviations from 0 a mean may be for sums of x itself."""
+"""How many deviations from 0 a mean may be for means of x itself and its square."""
 
 
-class ShiftedSums(NamedTuple):
-    """Sums over the valid positions of a batch, for each feature.
+class ShiftedMeans(NamedTuple):
+    """Means over the valid positions of a batch, for each feature.
 
     Attributes:
       shift: `[*features]` what was subtracted.
-      total: `[*features]` sum of x - shift.
-      squares: `[*features]` sum of (x - shift)^2.
+      mean: `[*features]` mean of x - shift.
+      square: `[*features]` mean of (x - shift)^2.
     """
 
     shift: jax.Array
-    total: jax.Array
-    squares: jax.Array
+    mean: jax.Array
+    square: jax.Array
 
 
-def shifted_sums(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedSums:
-    """Returns the sums of an `x` from `Layout.where_valid`.
+def shifted_means(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedMeans:
+    """Returns the means of an `x` from `Layout.where_valid`.
 
     Args:
       x: `[...]` of a real floating-point dtype, not empty.
@@ -51,25 +51,25 @@ def shifted_sums(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedSums:
     )
 
 
-def _about_0_unless_far(x, layout, size) -> ShiftedSums:
-    """Sums of x itself or, if a mean is far from 0, of x - mean in a second pass.
+def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
+    """Means of x and x^2 or, if a mean is far from 0, of x - mean and its square.
 
-    The first pass needs no element of x beforehand, so a TPU's compiler makes it a part of the
+    The first sums need no element of x beforehand, so a TPU's compiler makes them a part of the
     convolution that computes x.
     """
     first, second = _for_two_sums(x)
-    total = jnp.sum(first.astype(layout.dtype), layout.reduced)
-    squares = jnp.sum(second.astype(layout.dtype) ** 2, layout.reduced)
-    mean = total / size
-    var = squares / size - mean**2
+    mean = jnp.sum(first.astype(layout.dtype), layout.reduced) / size
+    square = jnp.sum(second.astype(layout.dtype) ** 2, layout.reduced) / size
+    var = square - mean**2
     close = (mean**2 <= FAR**2 * var) & (var < jnp.inf)
 
     def about_mean(*_):
-        sums = lax.platform_dependent(mean, x, layout, tpu=_sums_by_slices, default=_sums)
-        return ShiftedSums(mean, *sums)
+        operands = mean, x, layout, size
+        means = lax.platform_dependent(*operands, tpu=_means_by_slices, default=_means)
+        return ShiftedMeans(mean, *means)
 
     zero = jnp.zeros_like(mean)
-    return lax.cond(_all_true(close), ShiftedSums, about_mean, zero, total, squares)
+    return lax.cond(_all_true(close), ShiftedMeans, about_mean, zero, mean, square)
 
 
 @jax.custom_batching.custom_vmap
@@ -86,18 +86,18 @@ def _all_true_for_all_members(axis_size, is_batched, condition):
     return _all_true(condition), False
 
 
-def _about_mean_of_sample(x, layout, size) -> ShiftedSums:
-    """Sums of x - shift, where the shift is the mean of a random sample of x."""
+def _about_mean_of_sample(x, layout, size) -> ShiftedMeans:
+    """Means of x - shift and its square, where the shift is the mean of a random sample of x."""
     shift = with_automatic_axes(_mean_of_sample, x, layout.axes)(x, layout)
-    return ShiftedSums(shift, *_sums(shift, x, layout))
+    return ShiftedMeans(shift, *_means(shift, x, layout, size))
 
 
 @jax.jit  # The forms for several platforms share its trace.
-def _sums(shift, x, layout):
-    """The sums of x - shift and of its square."""
+def _means(shift, x, layout, size):
+    """The means of x - shift and of its square."""
     (layout, *operands), (same_layout, *same) = _for_two_sums((layout, x, shift))
-    total = jnp.sum(layout.minus(*operands), layout.reduced)
-    return total, jnp.sum(same_layout.minus(*same) ** 2, layout.reduced)
+    mean = jnp.sum(layout.minus(*operands), layout.reduced) / size
+    return mean, jnp.sum(same_layout.minus(*same) ** 2, layout.reduced) / size
 
 
 def _for_two_sums(terms):
@@ -109,31 +109,31 @@ def _for_two_sums(terms):
     return lax.platform_dependent((terms, terms), cpu=lax.optimization_barrier, default=tuple)
 
 
-def _sums_by_slices(shift, x, layout):
-    """The same sums on a TPU, added up over slices of the innermost of several reduced axes.
+def _means_by_slices(shift, x, layout, size):
+    """The same means on a TPU, added up over slices of the innermost of several reduced axes.
 
     As a whole, x would be copied into another layout first.
     """
     if len(layout.reduced) < 2:
-        return _sums(shift, x, layout)
+        return _means(shift, x, layout, size)
     inner = layout.reduced[-1]
     if not isinstance(x.shape[inner], int):
-        return _sums(shift, x, layout)
+        return _means(shift, x, layout, size)
     slices = math.gcd(x.shape[inner], 8)
 
-    def add_up(x, shift, layout):
-        def add(i, total):
+    def add_up(x, shift, layout, size):
+        def add(i, means):
             width = x.shape[inner] // slices
             part: Any = functools.partial(
                 lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width, axis=inner
             )
-            more = _sums(shift, part(x), jax.tree.map(part, layout))
-            return jax.tree.map(jnp.add, total, more)
+            more = _means(shift, part(x), jax.tree.map(part, layout), size)
+            return jax.tree.map(jnp.add, means, more)
 
         zeros = vary_like((jnp.zeros_like(shift),) * 2, x)
         return lax.fori_loop(0, slices, add, tuple(zeros))
 
-    return with_automatic_axes(add_up, x, layout.axes, layout.axes)(x, shift, layout)
+    return with_automatic_axes(add_up, x, layout.axes, layout.axes)(x, shift, layout, size)
 
 
 def _mean_of_sample(x, layout) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The sums in the form for each platform, run on the CPU: each is as exact as the others."""
+"""Each platform's form of the means, run on the CPU: each is as exact as the others."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import jbn
 import jbn.testing
 from jbn._core.layout import Layout
-from jbn._core.shifted_sums import shifted_sums
+from jbn._core.shifted_means import shifted_means
 from tests import reference
 from tests.helpers import data
 
@@ -19,7 +19,7 @@ in_two_passes = pytest.mark.parametrize("platform", ["cpu", "tpu"], indirect=Tru
 
 
 def shift_of(x):
-    return shifted_sums(x, Layout.of(x, -1), jnp.asarray(len(x), jnp.float32)).shift
+    return shifted_means(x, Layout.of(x, -1), jnp.asarray(len(x), jnp.float32)).shift
 
 
 @on_each_platform
