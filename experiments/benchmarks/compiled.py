@@ -32,7 +32,7 @@ class Arguments:
     target: targets.Target = "h100"
     """What to compile for."""
     output: Path | None = None
-    """Where the results go, as JSON; by default beside this file."""
+    """Where the results go, as JSON; by default in place of those that the README shows."""
     only: tuple[str, ...] = ()
     """Names of norms; all by default. Stored results of the others are kept."""
 

@@ -15,7 +15,7 @@ from experiments.benchmarks.peers import variance_error
 from experiments.run_folder import RunFolder, versions
 
 RESULTS = Path(__file__).parent / "results" / "offsets.json"
-OFFSETS = [float(offset) for offset in np.logspace(0, 5, 11)]
+OFFSETS = [1, 2, 2.9, *(float(offset) for offset in np.logspace(0.5, 5, 10))]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ def main(arguments: Arguments) -> None:
         "offsets": OFFSETS,
         "errors": errors,
     }
+    picture = arguments.output.with_suffix(".png")
     RunFolder(arguments.output.parent).write(arguments.output.name, result)
-    plot(errors, arguments.output.with_suffix(".png"))
+    plot(errors, picture)
+    print(f"Wrote {arguments.output} and {picture}.")
 
 
 def plot(errors: dict[str, list[float]], path: Path) -> None:

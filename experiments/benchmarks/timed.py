@@ -41,7 +41,7 @@ class Arguments:
     compilations: int = 5
     """Rounds of tracing, lowering and compiling."""
     output: Path | None = None
-    """Where the results go, as JSON; by default beside this file, named after the device."""
+    """Where the results go, as JSON; by default in place of those that the README shows."""
 
 
 def main(arguments: Arguments) -> None:

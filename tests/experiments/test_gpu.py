@@ -22,14 +22,19 @@ from experiments.benchmarks.gpu.hardware import describe
 from experiments.benchmarks.gpu.piece import Settings
 from experiments.benchmarks.gpu.pieces import PIECES, Name, work
 from experiments.benchmarks.gpu.processes import alone
-from experiments.benchmarks.gpu.report import report
+from experiments.benchmarks.gpu.report import main, report
 from experiments.benchmarks.gpu.stored import Stored, StoredError
 from experiments.cluster import Signals
 from experiments.data import DataError
 from experiments.learner import make_learner
 from experiments.run_folder import RunFolder
 
-ENVIRONMENT = {"device": "a card", "platform": "cpu", "small": True}
+ENVIRONMENT = {
+    "device": "a card",
+    "platform": "cpu",
+    "small": True,
+    "versions": {"jax": "0.10.2"},
+}
 
 
 @pytest.fixture
@@ -344,3 +349,18 @@ def test_the_command_measures_everything_and_then_nothing(tmp_path, capfd):
     assert before.count("rows are stored; finished.") == len(PIECES)
     assert command.main(["--output", str(tmp_path)]) == 0
     assert "{'" not in capfd.readouterr().out
+
+
+def test_rows_of_another_environment_end_the_command_with_a_message(tmp_path, capfd):
+    row = {"accuracy": 0.5, "data": "digits", "images_per_second": 10.0}
+    RunFolder(tmp_path).write("resnet20.json", {"environment": ENVIRONMENT, "rows": [row]})
+    assert command.main(["--only", "resnet20", "--output", str(tmp_path)]) == 1
+    out, error = capfd.readouterr()
+    assert "resnet20, on a card, jax 0.10.2, small version\n" in out
+    assert "resnet20.json was measured in another environment. Move it away" in error
+    assert "Traceback" not in error
+
+
+def test_a_report_of_nothing_says_so(tmp_path, capsys):
+    assert main(tmp_path) == 1
+    assert f"{tmp_path} holds no results" in capsys.readouterr().err

@@ -102,7 +102,8 @@ def table(rows: list[Row]) -> str:
             f"{median(row['seconds'] for row in rows):.2f}",
         ]
     ]
-    return markdown(["run", "seeds", "test accuracy", "of single views", "seconds"], lines)
+    head = ["run", "seeds", "test accuracy", "without test-time augmentation", "seconds"]
+    return markdown(head, lines)
 
 
 PIECE = Piece(processes, measure, table)

@@ -1,5 +1,6 @@
 """The command: which pieces are measured, for how long, and where results go."""
 
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from experiments.benchmarks.gpu.piece import Settings
 from experiments.benchmarks.gpu.pieces import PIECES, Name, work
 from experiments.benchmarks.gpu.processes import alone
 from experiments.benchmarks.gpu.report import report
-from experiments.benchmarks.gpu.stored import Stored
+from experiments.benchmarks.gpu.stored import Stored, StoredError
 from experiments.run_folder import RunFolder
 
 
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         try:
             carry_out(name, settings, environment)
+        except StoredError as error:
+            print(error, file=sys.stderr)
+            failed.append(name)
         except Exception:  # The next piece may do better, and the card is there now.
             traceback.print_exc()
             failed.append(name)

@@ -17,14 +17,14 @@ COLORS = {
 }
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     """Draws a panel for each part and bars for each dtype and shape.
 
     Args:
-      result: the content of `norm.json`.
+      rows: of the norm.
+      where: where they were measured, in words.
       path: of the picture.
     """
-    rows = result["rows"]
     names = [name for name in COLORS if any(name in shares(row, "forward") for row in rows)]
     width = 0.8 / len(names)
     with plt.rc_context(STYLE):
@@ -37,12 +37,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 axis.bar_label(bars, [f"{value:.0%}" for value in values], fontsize=7)
             axis.axhline(1, color="0.3", linewidth=1, linestyle="--")
             axis.set_xticks(np.arange(len(rows)), [_label(row) for row in rows], fontsize=8)
-            axis.set_title(f"{part}: {passes} passes at least")
+            axis.set_title(f"{part}: {passes} passes over x at least; 100% is a copy")
             axis.grid(axis="x", visible=False)
         percent(panels[0])
         panels[0].set_ylabel("share of a copy's bandwidth")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        figure.suptitle(f"One batch norm on {result['environment']['device']}")
+        figure.suptitle(f"One batch norm {where}")
         save(figure, path)
 
 

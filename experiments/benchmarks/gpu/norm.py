@@ -143,7 +143,7 @@ def table(rows: list[Row]) -> str:
     """Returns milliseconds, and shares of the copy's bandwidth, as Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in shares(row, "forward")))
     lines = [
-        [f"{part}, {row['dtype']} {row['shape']}", f"{row['copy_gb_per_s']:.0f}"]
+        [f"{part}, {row['dtype']} {row['shape']}", f"{row['copy_gb_per_s']:.3g}"]
         + [
             f"{median_ms(row[part])[name]:.3f} ({shares(row, part)[name]:.0%})"
             if name in shares(row, part)
@@ -153,7 +153,7 @@ def table(rows: list[Row]) -> str:
         for row in rows
         for part in PASSES
     ]
-    return markdown(["ms (share of the copy's bandwidth)", "copy, GB/s", *names], lines)
+    return markdown(["ms (share of a copy's bandwidth)", "copy, GB/s", *names], lines)
 
 
 PIECE = Piece(processes, measure, table)

@@ -6,22 +6,42 @@ Command: python -m experiments.benchmarks.gpu.report FOLDER
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from experiments.benchmarks.gpu.pieces import PIECES
 from experiments.run_folder import RunFolder
 
 
-def report(folder: RunFolder) -> None:
-    """Prints the table of each piece that has rows; draws the norm's."""
-    for name, piece in PIECES.items():
-        if (folder.path / f"{name}.json").exists():
-            print(f"\n{name}\n\n{piece.table(folder.read(f'{name}.json')['rows'])}", flush=True)
-    if not (folder.path / "norm.json").exists():
-        return
+def report(folder: RunFolder) -> bool:
+    """Prints the table of each piece that has rows; draws the norm's.
+
+    Returns:
+      Whether there are any results.
+    """
+    found = {n: piece for n, piece in PIECES.items() if (folder.path / f"{n}.json").exists()}
+    for name, piece in found.items():
+        content = folder.read(f"{name}.json")
+        print(f"\n{name}, {where(content['environment'])}\n")
+        print(piece.table(content["rows"]), flush=True)
+    if "norm" in found:
+        _draw(folder)
+    return bool(found)
+
+
+def where(environment: dict[str, Any]) -> str:
+    """Returns in words where results were measured, and whether in the small version."""
+    small = ", small version" if environment["small"] else ""
+    return f"on {environment['device']}, jax {environment['versions']['jax']}{small}"
+
+
+def _draw(folder: RunFolder) -> None:
     if find_spec("matplotlib"):
         from experiments.benchmarks.gpu.figure import draw
 
-        draw(folder.read("norm.json"), folder.path / "norm.png")
+        content = folder.read("norm.json")
+        draw(content["rows"], where(content["environment"]), folder.path / "norm.png")
     else:
         print(
             "\nThe figure needs Matplotlib, which is missing here. Where it is installed, "
@@ -29,5 +49,17 @@ def report(folder: RunFolder) -> None:
         )
 
 
+def main(folder: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Prints the tables of stored results and draws the figure; returns 1 if there are none.
+
+    Args:
+      folder: of the results, such as runs/gpu.
+    """
+    if report(RunFolder(folder)):
+        return 0
+    print(f"{folder} holds no results of python -m experiments.benchmarks.gpu.", file=sys.stderr)
+    return 1
+
+
 if __name__ == "__main__":
-    report(RunFolder(Path(sys.argv[1])))
+    sys.exit(tyro.cli(main))
