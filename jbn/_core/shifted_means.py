@@ -64,9 +64,8 @@ def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
     close = (mean**2 <= FAR**2 * var) & (var < jnp.inf)
 
     def about_mean(*_):
-        operands = mean, x, layout, size
-        means = lax.platform_dependent(*operands, tpu=_means_by_slices, default=_means)
-        return ShiftedMeans(mean, *means)
+        sums = lax.platform_dependent(mean, x, layout, tpu=_sums_by_slices, default=_sums)
+        return ShiftedMeans(mean, sums[0] / size, sums[1] / size)
 
     zero = jnp.zeros_like(mean)
     return lax.cond(_all_true(close), ShiftedMeans, about_mean, zero, mean, square)
@@ -89,15 +88,16 @@ def _all_true_for_all_members(axis_size, is_batched, condition):
 def _about_mean_of_sample(x, layout, size) -> ShiftedMeans:
     """Means of x - shift and its square, where the shift is the mean of a random sample of x."""
     shift = with_automatic_axes(_mean_of_sample, x, layout.axes)(x, layout)
-    return ShiftedMeans(shift, *_means(shift, x, layout, size))
+    sums = _sums(shift, x, layout)
+    return ShiftedMeans(shift, sums[0] / size, sums[1] / size)
 
 
 @jax.jit  # The forms for several platforms share its trace.
-def _means(shift, x, layout, size):
-    """The means of x - shift and of its square."""
+def _sums(shift, x, layout):
+    """The sums of x - shift and of its square."""
     (layout, *operands), (same_layout, *same) = _for_two_sums((layout, x, shift))
-    mean = jnp.sum(layout.minus(*operands), layout.reduced) / size
-    return mean, jnp.sum(same_layout.minus(*same) ** 2, layout.reduced) / size
+    total = jnp.sum(layout.minus(*operands), layout.reduced)
+    return total, jnp.sum(same_layout.minus(*same) ** 2, layout.reduced)
 
 
 def _for_two_sums(terms):
@@ -109,31 +109,31 @@ def _for_two_sums(terms):
     return lax.platform_dependent((terms, terms), cpu=lax.optimization_barrier, default=tuple)
 
 
-def _means_by_slices(shift, x, layout, size):
-    """The same means on a TPU, added up over slices of the innermost of several reduced axes.
+def _sums_by_slices(shift, x, layout):
+    """The same sums on a TPU, added up over slices of the innermost of several reduced axes.
 
     As a whole, x would be copied into another layout first.
     """
     if len(layout.reduced) < 2:
-        return _means(shift, x, layout, size)
+        return _sums(shift, x, layout)
     inner = layout.reduced[-1]
     if not isinstance(x.shape[inner], int):
-        return _means(shift, x, layout, size)
+        return _sums(shift, x, layout)
     slices = math.gcd(x.shape[inner], 8)
 
-    def add_up(x, shift, layout, size):
-        def add(i, means):
+    def add_up(x, shift, layout):
+        def add(i, sums):
             width = x.shape[inner] // slices
             part: Any = functools.partial(
                 lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width, axis=inner
             )
-            more = _means(shift, part(x), jax.tree.map(part, layout), size)
-            return jax.tree.map(jnp.add, means, more)
+            more = _sums(shift, part(x), jax.tree.map(part, layout))
+            return jax.tree.map(jnp.add, sums, more)
 
         zeros = vary_like((jnp.zeros_like(shift),) * 2, x)
         return lax.fori_loop(0, slices, add, tuple(zeros))
 
-    return with_automatic_axes(add_up, x, layout.axes, layout.axes)(x, shift, layout, size)
+    return with_automatic_axes(add_up, x, layout.axes, layout.axes)(x, shift, layout)
 
 
 def _mean_of_sample(x, layout) -> jax.Array:
