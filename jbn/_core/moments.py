@@ -50,9 +50,9 @@ def moments(
 
     The variance follows from the means of x - shift and of its square. Its relative error grows
     with ((mean - shift) / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
-    variance"). On a GPU the shift is the mean of a random sample of sqrt(n) / 4 of the n positions,
-    and of the first valid one. On a CPU and a TPU it is 0, unless a mean is over 3 deviations from
-    0: then a second pass takes the means of x - mean and of its square.
+    variance"). The shift is the mean of a random sample of sqrt(n) / 4 of the n positions, and of
+    the first valid one. On a CPU and a TPU it is 0 at first, and a second pass follows if a mean is
+    over 3 deviations from 0.
 
     >>> import jax.numpy as jnp
     >>> batch = jbn.moments(jnp.array([[1.0], [3.0], [8.0]]))

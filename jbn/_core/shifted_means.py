@@ -52,7 +52,7 @@ def shifted_means(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedMeans
 
 
 def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
-    """Means of x and x^2 or, if a mean is far from 0, of x - mean and its square.
+    """Means of x and x^2 or, if a mean is far from 0, of x - shift and its square.
 
     The first sums need no element of x beforehand, so a TPU's compiler makes them a part of the
     convolution that computes x.
@@ -63,12 +63,10 @@ def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
     var = square - mean**2
     close = (mean**2 <= FAR**2 * var) & (var < jnp.inf)
 
-    def about_mean(*_):
-        sums = lax.platform_dependent(mean, x, layout, tpu=_sums_by_slices, default=_sums)
-        return ShiftedMeans(mean, sums[0] / size, sums[1] / size)
+    def about_0(*_):
+        return ShiftedMeans(jnp.zeros_like(mean), mean, square)
 
-    zero = jnp.zeros_like(mean)
-    return lax.cond(_all_true(close), ShiftedMeans, about_mean, zero, mean, square)
+    return lax.cond(_all_true(close), about_0, _about_mean_of_sample, x, layout, size)
 
 
 @jax.custom_batching.custom_vmap
@@ -85,14 +83,15 @@ def _all_true_for_all_members(axis_size, is_batched, condition):
     return _all_true(condition), False
 
 
+@jax.jit  # The forms for several platforms share its trace.
 def _about_mean_of_sample(x, layout, size) -> ShiftedMeans:
     """Means of x - shift and its square, where the shift is the mean of a random sample of x."""
     shift = with_automatic_axes(_mean_of_sample, x, layout.axes)(x, layout)
-    sums = _sums(shift, x, layout)
+    sums = lax.platform_dependent(shift, x, layout, tpu=_sums_by_slices, default=_sums)
     return ShiftedMeans(shift, sums[0] / size, sums[1] / size)
 
 
-@jax.jit  # The forms for several platforms share its trace.
+@jax.jit
 def _sums(shift, x, layout):
     """The sums of x - shift and of its square."""
     (layout, *operands), (same_layout, *same) = _for_two_sums((layout, x, shift))
