@@ -108,6 +108,20 @@ def test_sharded_jit(norm, kind, spec):
 
 
 @slow_but_for_one
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "data")], ids=str)
+def test_explicit_meshes_take_states_from_outside_of_them(norm, spec):
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,))
+    params, state = norm.init(4)
+    with jax.set_mesh(mesh):
+        x, dy = jax.device_put((X, DY), NamedSharding(mesh, spec))
+        mask = jax.device_put(MASK, NamedSharding(mesh, P(*spec[:2])))
+        out = step(norm, params, state, x, dy, mask)
+        again = step(norm, params, out[1], x, dy, mask)
+    twice = step(norm, params, jax.device_get(out[1]), X, DY, MASK)
+    assert_same((*out, *again), (*alone(norm)[:3], *twice))
+
+
+@slow_but_for_one
 def test_hidden_values_are_never_computed_with(norm):
     hidden = jnp.where(MASK[..., None], X, np.nan)
     params, state = norm.init(4)

@@ -297,6 +297,7 @@ def accept(state: Any, batch: Moments, new: Any, good: jax.Array) -> Any:
     for leaf in finite.values():
         good &= jnp.all(leaf)
     new = _shard_like(new, state)
+    state = _shard_like(state, new)  # A state from outside of the mesh has no sharding yet.
     return lax.stop_gradient(jax.tree.map(partial(jnp.where, good), new, state))
 
 
@@ -305,7 +306,7 @@ def _shard_like(state: Any, like: Any) -> Any:
 
     Explicit mesh axes would not mix different ones.
     """
-    if AxisType.Explicit not in jax.typeof(state.mean).sharding.mesh.axis_types:
+    if AxisType.Explicit not in jax.typeof(like.mean).sharding.mesh.axis_types:
         return state
 
     def reshard(vector, like):

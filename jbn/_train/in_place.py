@@ -93,9 +93,11 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
         dfactor = scale * drstd / rstd + dscale
         dmean, dfactor, dbias = vary_like((dmean, dfactor, dbias), y)
         gain = rstd * scale
-        gain, dfactor, offset, dbias = layout.expand(gain, dfactor, dbias - dmean * gain, dbias)
-        dz = dx * gain + hat * dfactor + offset
-        dz = dz if layout.mask is None else jnp.where(layout.mask, dz, dbias)
+        shifted = dmean * gain
+        offset = dbias - shifted
+        gain, dfactor, dbias, shifted, offset = layout.expand(gain, dfactor, dbias, shifted, offset)
+        dz = dx * gain + hat * dfactor
+        dz = dz + offset if layout.mask is None else layout.where_valid(dz - shifted) + dbias
         dy = dz * activation.slope(y)
         if jax.tree.leaves(activation):
             dy += jax.jvp(lambda activation: activation.apply(z), (activation,), (dactivation,))[1]
