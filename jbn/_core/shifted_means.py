@@ -63,10 +63,15 @@ def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
     var = square - mean**2
     close = (mean**2 <= FAR**2 * var) & (var < jnp.inf)
 
-    def about_0(*_):
-        return ShiftedMeans(jnp.zeros_like(mean), mean, square)
+    about_0 = ShiftedMeans(jnp.zeros_like(mean), mean, square)
 
-    return lax.cond(_all_true(close), about_0, _about_mean_of_sample, x, layout, size)
+    def far():
+        about_mean = functools.partial(_about_mean_by_slices, mean)
+        return lax.platform_dependent(
+            x, layout, size, tpu=about_mean, default=_about_mean_of_sample
+        )
+
+    return lax.cond(_all_true(close), lambda: about_0, far)
 
 
 @jax.custom_batching.custom_vmap
@@ -83,12 +88,21 @@ def _all_true_for_all_members(axis_size, is_batched, condition):
     return _all_true(condition), False
 
 
-@jax.jit  # The forms for several platforms share its trace.
+@jax.jit  # It is traced for several platforms.
 def _about_mean_of_sample(x, layout, size) -> ShiftedMeans:
     """Means of x - shift and its square, where the shift is the mean of a random sample of x."""
     shift = with_automatic_axes(_mean_of_sample, x, layout.axes)(x, layout)
-    sums = lax.platform_dependent(shift, x, layout, tpu=_sums_by_slices, default=_sums)
+    sums = _sums(shift, x, layout)
     return ShiftedMeans(shift, sums[0] / size, sums[1] / size)
+
+
+def _about_mean_by_slices(mean, x, layout, size) -> ShiftedMeans:
+    """Means of x - mean and its square on a TPU, for means that round by less than 1e19.
+
+    Of a sample, the TPU would gather the elements from a copy of x in another layout.
+    """
+    sums = _sums_by_slices(mean, x, layout)
+    return ShiftedMeans(mean, sums[0] / size, sums[1] / size)
 
 
 @jax.jit
