@@ -5,6 +5,7 @@ Command: python -m experiments.benchmarks.timed [--rounds N] [--compilations N] 
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def main(arguments: Arguments) -> None:
     result: dict[str, Any] = {
         "device": device.device_kind,
         "machine": platform.machine(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -63,6 +65,13 @@ def main(arguments: Arguments) -> None:
         result["rows"].append(row)
         RunFolder(path.parent).write(path.name, result)
     print(table(result["rows"], TO))
+
+
+def processor() -> str | None:
+    """Returns the name of this machine's processor, if the system tells it."""
+    names = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", names.read_text()) if names.exists() else None
+    return found[1] if found else platform.processor() or None
 
 
 def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
