@@ -96,7 +96,7 @@ def test_one_activation_a_layer_is_kept(name):
     [
         ("batch", "cpu"),
         ("batch", "gpu"),
-        ("ghost", "tpu"),
+        pytest.param("ghost", "tpu", marks=pytest.mark.slow),
         *(pytest.param(n, "cpu", marks=pytest.mark.slow) for n in NORMS if n != "batch"),
     ],
     indirect=["platform"],

@@ -95,6 +95,7 @@ def test_a_failed_download_says_how_to_go_on_and_leaves_no_cache(serve, content,
     assert not cache.exists() or not any(cache.iterdir())
 
 
+@pytest.mark.slow
 def test_the_archive_is_fetched_once_and_read(serve, monkeypatch, tmp_path):
     files = write_cifar10(tmp_path / data.FOLDER)
     buffer = io.BytesIO()

@@ -16,6 +16,7 @@ def test_jbn_is_right(name):
 
 
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")  # Flax's, in float64.
+@pytest.mark.slow
 def test_flax_is_wrong_where_the_stored_table_says_so():
     rows = json.loads(peers.RESULTS.read_text())["rows"]
     stored = {row["case"]: row["is_right"]["flax.linen"] for row in rows}

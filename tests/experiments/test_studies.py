@@ -145,6 +145,7 @@ def test_the_readmes_figures_are_stored_ones():
         assert (root / path).exists()
 
 
+@pytest.mark.slow
 def test_a_shared_program_trains_as_the_run_of_its_own(images):
     """Seed and learning rate are arguments of the program; the result is the learner's."""
     Training(SMOKE, images).advance(1)

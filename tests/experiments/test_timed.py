@@ -89,6 +89,7 @@ def test_tracing_lowering_and_compiling_start_anew_each_time():
 
 
 @pytest.mark.parametrize("turns", [linen_compilation_turns, nnx_compilation_turns])
+@pytest.mark.slow
 def test_the_compiled_network_is_resnet50(turns):
     for name, turn in turns(SMALL_IMAGES):
         step, (state, images, labels) = turn.args
