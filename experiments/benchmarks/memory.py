@@ -20,6 +20,9 @@ _LARGEST = 2**25
 def choose(memory: Memory) -> bool:
     """Chooses for all arrays of at most 32 MiB that are made from here on.
 
+    The first choice has to be made before JAX starts its threads: a thread that has a heap of its
+    own by then still gives memory back to the system.
+
     Args:
       memory: "kept" reuses the memory of earlier arrays, "fresh" gives it back to the system.
 
@@ -30,6 +33,6 @@ def choose(memory: Memory) -> bool:
     if not hasattr(library, "mallopt"):
         return False
     kept = memory == "kept"
-    library.mallopt(_ARENA_MAX, 1)  # Else each thread keeps memory of its own.
+    library.mallopt(_ARENA_MAX, 1)  # Else each thread has a heap of its own.
     library.mallopt(_TRIM_THRESHOLD, 2**31 - 1 if kept else 2**17)
     return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST if kept else 2**17))
