@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -83,6 +84,7 @@ def environment(variant: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions(*PACKAGES),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
@@ -91,6 +93,13 @@ def environment(variant: str) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _processor() -> str | None:
+    """The name of this machine's processor, if the system tells it."""
+    names = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", names.read_text()) if names.exists() else None
+    return found[1] if found else platform.processor() or None
 
 
 def versions(*packages: str) -> dict[str, str]:

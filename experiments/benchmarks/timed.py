@@ -4,8 +4,6 @@ Command: python -m experiments.benchmarks.timed [--rounds N] [--compilations N] 
 """
 
 import os
-import platform
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from experiments.benchmarks.turns import (
     norm_turns,
     resnet20_turns,
 )
-from experiments.run_folder import RunFolder, versions
+from experiments.run_folder import RunFolder, environment, versions
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((64, 32, 32, 64), (64, 16, 16, 256), (64, 64, 64, 16), (4096, 256))
@@ -47,16 +45,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Times, prints and stores."""
-    device = jax.devices()[0]
-    path = arguments.output or RESULTS / f"timed-{device.platform}.json"
+    memory.choose("fresh")  # Before JAX starts its threads.
+    path = arguments.output or RESULTS / f"timed-{jax.default_backend()}.json"
     packages = {DISTRIBUTIONS.get(library, library) for library, _ in installed().values()}
-    result: dict[str, Any] = {
-        "device": device.device_kind,
-        "machine": platform.machine(),
-        "processor": processor(),
-        "cpus": os.cpu_count(),
+    result: dict[str, Any] = environment("noise") | {
         "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
         "versions": versions("jax", "jaxlib", "optax", *sorted(packages - {"jbn"})),
         "rows": [],
     }
@@ -65,13 +58,6 @@ def main(arguments: Arguments) -> None:
         result["rows"].append(row)
         RunFolder(path.parent).write(path.name, result)
     print(table(result["rows"], TO))
-
-
-def processor() -> str | None:
-    """Returns the name of this machine's processor, if the system tells it."""
-    names = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", names.read_text()) if names.exists() else None
-    return found[1] if found else platform.processor() or None
 
 
 def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:

@@ -63,15 +63,12 @@ def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
     var = square - mean**2
     close = (mean**2 <= FAR**2 * var) & (var < jnp.inf)
 
-    about_0 = ShiftedMeans(jnp.zeros_like(mean), mean, square)
+    def far(*_):
+        by_slices = functools.partial(_about_mean_by_slices, mean)
+        return lax.platform_dependent(x, layout, size, tpu=by_slices, default=_about_mean_of_sample)
 
-    def far():
-        about_mean = functools.partial(_about_mean_by_slices, mean)
-        return lax.platform_dependent(
-            x, layout, size, tpu=about_mean, default=_about_mean_of_sample
-        )
-
-    return lax.cond(_all_true(close), lambda: about_0, far)
+    zero = jnp.zeros_like(mean)
+    return lax.cond(_all_true(close), ShiftedMeans, far, zero, mean, square)
 
 
 @jax.custom_batching.custom_vmap
@@ -97,11 +94,15 @@ def _about_mean_of_sample(x, layout, size) -> ShiftedMeans:
 
 
 def _about_mean_by_slices(mean, x, layout, size) -> ShiftedMeans:
-    """Means of x - mean and its square on a TPU, for means that round by less than 1e19.
+    """Means of x - mean and its square on a TPU, which would gather a sample from a copy of x.
 
-    Of a sample, the TPU would gather the elements from a copy of x in another layout.
+    Where a mean is so large, from about 1e25, that the square of its rounding error is infinite,
+    the variance is not finite.
     """
-    sums = _sums_by_slices(mean, x, layout)
+    if len(layout.reduced) > 1 and isinstance(x.shape[layout.reduced[-1]], int):
+        sums = _sums_by_slices(mean, x, layout)
+    else:
+        sums = _sums(mean, x, layout)
     return ShiftedMeans(mean, sums[0] / size, sums[1] / size)
 
 
@@ -123,15 +124,11 @@ def _for_two_sums(terms):
 
 
 def _sums_by_slices(shift, x, layout):
-    """The same sums on a TPU, added up over slices of the innermost of several reduced axes.
+    """The same sums on a TPU, added up over slices of the innermost reduced axis.
 
-    As a whole, x would be copied into another layout first.
+    To reduce several axes at once, the TPU would copy x into another layout.
     """
-    if len(layout.reduced) < 2:
-        return _sums(shift, x, layout)
     inner = layout.reduced[-1]
-    if not isinstance(x.shape[inner], int):
-        return _sums(shift, x, layout)
     slices = math.gcd(x.shape[inner], 8)
 
     def add_up(x, shift, layout):

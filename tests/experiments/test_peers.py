@@ -15,8 +15,8 @@ def test_jbn_is_right(name):
     assert case.is_right(peers.measure(case, layers.make_jbn))
 
 
-@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")  # Flax's, in float64.
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")  # Flax's, in float64.
 def test_flax_is_wrong_where_the_stored_table_says_so():
     rows = json.loads(peers.RESULTS.read_text())["rows"]
     stored = {row["case"]: row["is_right"]["flax.linen"] for row in rows}
