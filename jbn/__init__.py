@@ -1,17 +1,19 @@
 """Batch normalization for JAX: pure functions over explicit pytrees.
 
-    norm = jbn.batch_norm(decay=0.9)
-    params, state = norm.init(64)
-    y, state = norm.train(params, state, x)
-    y = norm.infer(params, state, x)
+>>> import jax, jbn
+>>> norm = jbn.batch_norm(decay=0.9)
+>>> params, state = norm.init(64)
+>>> x = jax.random.normal(jax.random.key(0), (32, 64))
+>>> y, state = norm.train(params, state, x)
+>>> y = norm.infer(params, state, x)
 
 Other norms with the same functions are `ghost_batch_norm`, `inplace_batch_norm`, `batch_renorm` and
-`running_batch_norm`; `frozen` and `domain_norm` wrap a norm, and `Method` is the base class for a
-norm of your own. `recalibrate`, `adapt`, `fold` and `merge_states` follow after training. The
-building blocks are `moments`, `merge`, `normalize` and `update`.
+`running_batch_norm`. `frozen` and `domain_norm` wrap a norm. `Method` is the base class for a norm
+of your own. After training, use `recalibrate`, `adapt`, `fold` and `merge_states`. The building
+blocks are `moments`, `merge`, `normalize` and `update`.
 
-`jbn.linen` and `jbn.nnx` hold Flax modules, `jbn.activations` the activations of in-place norms,
-`jbn.convert` readers and writers for weights of other libraries, and `jbn.testing` laws for norms.
+`jbn.linen` and `jbn.nnx` have Flax modules, `jbn.activations` has the activations of in-place
+norms, `jbn.convert` reads and writes weights of other libraries, and `jbn.testing` checks norms.
 These modules are imported when they are first used.
 """
 
@@ -45,7 +47,7 @@ from jbn._norms.norm import Norm as Norm
 from jbn._norms.renorm import batch_renorm as batch_renorm
 from jbn._norms.running import RunningBatchNormState as RunningBatchNormState
 from jbn._norms.running import running_batch_norm as running_batch_norm
-from jbn._train.policy import save_norm_inputs as save_norm_inputs
+from jbn._train import policy as _policy
 
 if _TYPE_CHECKING:
     from jbn import activations as activations
@@ -53,6 +55,26 @@ if _TYPE_CHECKING:
     from jbn import linen as linen
     from jbn import nnx as nnx
     from jbn import testing as testing
+
+save_norm_inputs = _policy.save_norm_inputs
+"""A policy for `jax.checkpoint` that saves only the inputs and the statistics of norms.
+
+For an in-place norm, it saves the output and the statistics. The backward pass computes the affine
+map and the activation again, but no convolution, statistics or collective. So a convolution with a
+norm and an activation saves one activation instead of two. Wrap many layers at once, because each
+call of `jax.checkpoint` saves its own inputs as well.
+
+>>> import jax, jax.numpy as jnp
+>>> norm = jbn.batch_norm()
+>>> params, state = norm.init(3)
+>>> def loss(kernel, x):
+...     y, _ = norm.train(params, state, x @ kernel)
+...     return jnp.sum(jax.nn.relu(y) ** 2)
+>>> thrifty_loss = jax.checkpoint(loss, policy=jbn.save_norm_inputs)
+>>> kernel, x = jnp.eye(3), jnp.arange(12.0).reshape(4, 3)
+>>> bool(jnp.allclose(jax.grad(thrifty_loss)(kernel, x), jax.grad(loss)(kernel, x)))
+True
+"""
 
 __version__ = "0.1.0"
 _MODULES = ["activations", "convert", "linen", "nnx", "testing"]

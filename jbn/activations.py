@@ -2,7 +2,7 @@
 
 An in-place norm applies one of them, and saves only its output for the backward pass:
 
-    norm = jbn.inplace_batch_norm(activation=jbn.activations.elu())
+>>> norm = jbn.inplace_batch_norm(activation=jbn.activations.elu())
 """
 
 import abc
@@ -14,21 +14,41 @@ import numpy as np
 
 from jbn._core.value import Number, Value, require_number
 
+__all__ = ["InvertibleActivation", "elu", "identity", "leaky_relu"]
+
 
 class InvertibleActivation(Value, abc.ABC):
-    """An activation z -> y whose input and derivative can be computed from y.
+    """Base class of activations z -> y whose input and derivative can be computed from y.
 
-    A subclass has these three methods; its annotated attributes are its hyperparameters, as in a
-    dataclass.
+    A subclass has the three methods `apply`, `invert` and `slope`. It is a frozen dataclass and
+    needs no decorator. Its annotated attributes are its hyperparameters.
+
+    >>> import jax.numpy as jnp
+    >>> class steeper(jbn.activations.InvertibleActivation):
+    ...     factor: float = 2.0
+    ...
+    ...     def apply(self, z):
+    ...         return jnp.where(z > 0, self.factor * z, z)
+    ...
+    ...     def invert(self, y):
+    ...         return y.astype(jnp.float32) / self.slope(y)
+    ...
+    ...     def slope(self, y):
+    ...         return jnp.where(y > 0, jnp.float32(self.factor), 1)
+    >>> norm = jbn.inplace_batch_norm(activation=steeper(factor=3.0), epsilon=0.0)
+    >>> params, state = norm.init(1)
+    >>> y, state = norm.train(params, state, jnp.array([[1.0], [3.0]]))
+    >>> print(y.ravel())
+    [-1.  3.]
     """
 
     @abc.abstractmethod
     def apply(self, z: jax.Array) -> jax.Array:
-        """Returns y, strictly increasing in z, of the shape and dtype of z."""
+        """Returns y, which increases strictly with z and has the shape and dtype of z."""
 
     @abc.abstractmethod
     def invert(self, y: jax.Array) -> jax.Array:
-        """Returns z in float32 or wider, for y of any dtype; finite for every finite y."""
+        """Returns z in float32 or wider, for y of any dtype. It is finite for every finite y."""
 
     @abc.abstractmethod
     def slope(self, y: jax.Array) -> jax.Array:
@@ -36,8 +56,9 @@ class InvertibleActivation(Value, abc.ABC):
 
 
 class identity(InvertibleActivation):
-    """No activation.
+    """The identity: y = z.
 
+    >>> import jax.numpy as jnp
     >>> print(jbn.activations.identity().apply(jnp.float32(-2)))
     -2.0
     """
@@ -53,13 +74,14 @@ class identity(InvertibleActivation):
 
 
 class leaky_relu(InvertibleActivation):
-    """z for z >= 0, and negative_slope * z below.
+    """Leaky ReLU: y = z for z >= 0, and y = negative_slope * z for z < 0.
 
+    >>> import jax.numpy as jnp
     >>> print(jbn.activations.leaky_relu(0.5).apply(jnp.float32(-2)))
     -1.0
 
     Args:
-      negative_slope: positive, so that z can be computed from y.
+      negative_slope: the slope for z < 0. It must be positive, so that z can be computed from y.
 
     Raises:
       ValueError: `negative_slope` is not positive.
@@ -83,16 +105,19 @@ class leaky_relu(InvertibleActivation):
 
 
 class elu(InvertibleActivation):
-    """z for z > 0, and alpha * (exp(z) - 1) below (Clevert et al. 2016).
+    """ELU: y = z for z > 0, and y = alpha * (exp(z) - 1) for z <= 0 (Clevert et al. 2016).
 
-    Where y has been rounded to -alpha, `invert` returns the z of half a rounding step above: -5.5
-    in bfloat16, -16.6 in float32.
+    Where y has been rounded to -alpha, `invert` returns the z of a y that is half a rounding step
+    larger: -5.5 in bfloat16, and -16.6 in float32.
 
-    >>> print(jbn.activations.elu().apply(jnp.float32(2)))
-    2.0
+    >>> import jax.numpy as jnp
+    >>> activation = jbn.activations.elu()
+    >>> y = activation.apply(jnp.array([-1.0, 2.0]))
+    >>> print(y, activation.invert(y))
+    [-0.63212055  2.        ] [-1.  2.]
 
     Args:
-      alpha: positive.
+      alpha: the limit of -y for small z. It must be positive.
 
     Raises:
       ValueError: `alpha` is not positive.

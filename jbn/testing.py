@@ -1,6 +1,6 @@
-"""Laws that every norm should keep, and a check of replicated states.
+"""Laws that every norm should satisfy, and a check of replicated arrays.
 
-One call in a test checks a norm against all laws:
+One call in a test checks a norm of your own against all laws::
 
     def test_my_norm():
         jbn.testing.check_norm(lambda **options: my_norm(decay=0.9, **options))
@@ -20,31 +20,32 @@ from jax import lax
 
 from jbn._norms.norm import Norm
 
+__all__ = ["LAWS", "assert_replicated", "check_norm"]
+
 _EXAMPLES, _POSITIONS, _FEATURES = 16, 3, 4
 _ROUNDING = 2e-5
-"""The rounding error of float32 sums of values of size 1 to 10, taken in another order."""
+"""The rounding error of float32 sums of values from 1 to 10, if their order changes."""
 
 
 def check_norm(make: Callable[..., Norm], *, skip: tuple[str, ...] = ()) -> None:
     """Checks a norm against all `LAWS`.
 
-    >>> import jbn.testing
     >>> jbn.testing.check_norm(jbn.batch_norm)
 
     Args:
-      make: `make(**options) -> Norm` over the last axis; `axis_name` is the only option it is
-        given. A group size, if the norm has one, must divide 4.
-      skip: names of laws that do not hold for the method by its nature.
+      make: `make(**options) -> Norm`, a function that makes a norm over the last axis. The only
+        option that it receives is `axis_name`. If the norm has a group size, it must divide 4.
+      skip: names of laws that cannot hold for this kind of norm.
 
     Raises:
-      AssertionError: a law does not hold; its name and meaning are in the message.
+      AssertionError: a law does not hold; the message has the name and the meaning of the law.
       TypeError: `make` is a norm.
-      ValueError: `skip` names no law.
+      ValueError: a name in `skip` is not the name of a law.
     """
     if isinstance(make, Norm):
         raise TypeError(f"make={make} must be a function that makes norms: pass the class.")
     if unknown := set(skip) - set(LAWS):
-        raise ValueError(f"skip={sorted(unknown)} are no laws; these are: {list(LAWS)}.")
+        raise ValueError(f"skip={sorted(unknown)} are no laws. The laws are {list(LAWS)}.")
     for name, law in LAWS.items():
         if name not in skip:
             try:
@@ -54,11 +55,17 @@ def check_norm(make: Callable[..., Norm], *, skip: tuple[str, ...] = ()) -> None
 
 
 def assert_replicated(tree: Any) -> None:
-    """Checks that arrays that are replicated over devices are the same on each, bit for bit.
+    """Checks that the copies of replicated arrays are the same on all devices, bit for bit.
+
+    >>> import jax
+    >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    >>> params, state = jbn.batch_norm().init(3)
+    >>> state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+    >>> jbn.testing.assert_replicated(state)
 
     Args:
-      tree: a pytree of `jax.Array`. Of each array, all parts of which several devices of this
-        process hold a copy are compared.
+      tree: a pytree of `jax.Array`. If several devices of this process hold a copy of the same part
+        of an array, these copies are compared.
 
     Raises:
       AssertionError: copies differ; the message names the leaf and the devices.
@@ -70,7 +77,7 @@ def assert_replicated(tree: Any) -> None:
             if np.asarray(known.data).tobytes() != np.asarray(shard.data).tobytes():
                 raise AssertionError(
                     f"{jax.tree_util.keystr(path)} differs between {known.device} and "
-                    f"{shard.device}: were statistics of shards merged, gradients summed?"
+                    f"{shard.device}: merge statistics, and sum gradients, over all shards."
                 )
 
 
@@ -106,7 +113,7 @@ def second_derivatives_agree(make: Callable[..., Norm]) -> None:
 def second_derivatives_follow_the_gradient(make: Callable[..., Norm]) -> None:
     """Products with the Hessian are central differences of the gradient.
 
-    The batch lies far from the state, where statistics that carry no gradient are at their limits.
+    The batch is far from the state, so that statistics without gradient are at their limits.
     """
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
@@ -124,7 +131,7 @@ def second_derivatives_follow_the_gradient(make: Callable[..., Norm]) -> None:
 
 
 def checkpoint_equals_plain(make: Callable[..., Norm]) -> None:
-    """A step gives the same under `jax.checkpoint`, and moves the state once."""
+    """A step gives the same under `jax.checkpoint`, and updates the state once."""
     norm = make()
     checkpointed = jax.jit(partial(_eager_step, norm, transform=jax.checkpoint))
     _assert_close(checkpointed(*_inputs(norm)), _step(norm, *_inputs(norm)))
@@ -171,7 +178,7 @@ def shards_equal_one_device(make: Callable[..., Norm]) -> None:
 
 
 def masked_equals_left_out(make: Callable[..., Norm]) -> None:
-    """Masked examples have no effect on the others; their y is the bias and their dx is 0."""
+    """Masked examples have no effect on others; their y is the bias and their dx is 0."""
     norm = make()
     params, state, x, dy, _ = _inputs(norm)
     half = _EXAMPLES // 2
@@ -204,7 +211,7 @@ def bad_batch_keeps_state(make: Callable[..., Norm]) -> None:
 
 
 def state_is_fixed(make: Callable[..., Norm]) -> None:
-    """The state keeps its structure, shapes and dtypes for every dtype of x, which y has, too."""
+    """For every dtype of x, the state keeps its structure, shapes and dtypes; y has that of x."""
     norm = make()
     params, state, x, *_ = _inputs(norm)
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
@@ -224,7 +231,7 @@ def state_moves_once(make: Callable[..., Norm]) -> None:
         old = fit._replace(**{name: 4 * wanted + 5})
         new = _step(norm, params, old, x, dy, jnp.ones_like(mask))[1]
         before, after = (jnp.abs(getattr(one, name) - wanted) for one in (old, new))
-        assert (after < before).all(), f"{name} is {before} and then {after} off that of the batch"
+        assert (after < before).all(), f"{name} is {before}, then {after} away from the batch's"
         assert new.count == old.count + 1, f"count went from {old.count} to {new.count}"
 
 
@@ -247,7 +254,7 @@ def state_has_no_gradient(make: Callable[..., Norm]) -> None:
 
 
 def states_can_be_averaged(make: Callable[..., Norm]) -> None:
-    """The average of states, over time or over devices, is a state from which training goes on."""
+    """The average of states, over time or devices, is a state from which training can continue."""
     norm = make()
     params, state, x, *_ = _inputs(norm)
     later = norm.train(params, state, x)[1]
@@ -260,19 +267,19 @@ def states_can_be_averaged(make: Callable[..., Norm]) -> None:
 
 
 def training_normalizes(make: Callable[..., Norm]) -> None:
-    """Where the state agrees with the batch, y has the bias as mean and the scale as deviation."""
+    """If state and batch agree, the mean of y is the bias and its standard deviation the scale."""
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
     params, state = _positive(params), _fitted(state, x)
     y, *_ = _step(norm, params, state, x, dy, jnp.ones_like(mask))
-    # Groups of examples have statistics of their own, so this is no matter of rounding.
+    # The tolerance is wide, because groups of examples have their own statistics.
     scale = jnp.ones(_FEATURES) if params.scale is None else params.scale
     np.testing.assert_allclose((y.mean((0, 1)) - _bias(params)) / scale, 0, atol=0.1)
     np.testing.assert_allclose(y.std((0, 1)) / scale, 1, atol=0.1)
 
 
 def inference_follows_the_state(make: Callable[..., Norm]) -> None:
-    """If x and the state are scaled and shifted alike, y of inference stays, up to epsilon."""
+    """If x and the state are scaled and shifted alike, inference does not change, up to epsilon."""
     norm = make()
     params, state, x, *_ = _inputs(norm)
     moved = state._replace(mean=2 * state.mean + 3, var=4 * state.var)
@@ -315,7 +322,7 @@ def starts_as_the_affine_map(make: Callable[..., Norm]) -> None:
 
 
 def constant_features_stay_finite(make: Callable[..., Norm]) -> None:
-    """Where a feature is constant, and its running variance 0, outputs and gradients are finite."""
+    """If a feature is constant and its running variance 0, outputs and gradients are finite."""
     norm = make()
     params, state, x, dy, mask = _inputs(norm)
     still = state._replace(mean=jnp.zeros_like(state.mean), var=jnp.zeros_like(state.var))
@@ -325,10 +332,10 @@ def constant_features_stay_finite(make: Callable[..., Norm]) -> None:
 
 
 def pickles(make: Callable[..., Norm]) -> None:
-    """A norm that was pickled is equal to the first, and takes the same step.
+    """A norm that was pickled and restored is equal to the original, and takes the same step.
 
-    Classes and functions count as picklable, because whether pickle finds them depends on where
-    they were defined.
+    Classes and functions count as picklable, because it depends on the place of their definition
+    whether pickle can find them.
     """
     norm = make()
     code: list[Any] = []
@@ -380,7 +387,10 @@ LAWS: dict[str, Callable[[Callable[..., Norm]], None]] = {
         pickles,
     )
 }
-"""The laws by name; each takes what `check_norm` takes."""
+"""The laws by name. Each law is a function of the argument `make` of `check_norm`.
+
+>>> jbn.testing.LAWS["masked_equals_left_out"](jbn.batch_norm)
+"""
 
 
 def _data(seed: int) -> jax.Array:
@@ -389,7 +399,7 @@ def _data(seed: int) -> jax.Array:
 
 
 def _inputs(norm: Norm, seed: int = 0) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array]:
-    """Parameters, a state after one batch, x, dy and a mask over a part of each example."""
+    """Returns parameters, a state after one batch, x, dy, and a mask of a part of each example."""
     params, state = norm.init(_FEATURES)
     params = jax.tree.map(lambda a: a + jnp.linspace(0.1, 0.5, _FEATURES), params)
     state = norm.train(params, state, _data(seed + 1))[1]
@@ -398,12 +408,12 @@ def _inputs(norm: Norm, seed: int = 0) -> tuple[Any, Any, jax.Array, jax.Array, 
 
 
 def _fitted(state: Any, x: jax.Array) -> Any:
-    """The state with the mean and the variance of x."""
+    """Returns the state with the mean and the variance of x."""
     return state._replace(mean=x.mean((0, 1)), var=x.var((0, 1)))
 
 
 def _positive(params: Any) -> Any:
-    """The parameters with a bias by which y is positive, where no activation bends it."""
+    """Returns the parameters with a bias that makes y positive, where activations are linear."""
     return params if params.bias is None else params._replace(bias=params.bias + 8)
 
 
@@ -423,13 +433,13 @@ def _eager_step(norm, params, state, x, dy, mask, transform: Callable[[Any], Any
     return y, new, gradients
 
 
-# The laws share what equal norms compile.
+# Equal norms compile once for all laws.
 _step = jax.jit(_eager_step, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
 def _hessian_products(norm, params, state, x, dy, mask):
-    """The Hessian of <y, dy> times the cosine of `(params, x)`, by three orders of the modes."""
+    """Returns the Hessian of <y, dy> times cos of `(params, x)`, by three orders of the modes."""
     primals = params, x
     directions = jax.tree.map(jnp.cos, primals)
 
@@ -447,7 +457,7 @@ def _hessian_products(norm, params, state, x, dy, mask):
 
 
 def _dot(a: Any, b: Any) -> Any:
-    """The inner product of two trees."""
+    """Returns the inner product of two trees."""
     return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.float32(0))
 
 
@@ -461,7 +471,7 @@ _assert_same = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 def _assert_near(tree: Any, wanted: Any, tolerance: float) -> None:
-    """Compares the leaves of two trees by their Euclidean norms, against that of all leaves."""
+    """Checks the Euclidean norm of each leaf's difference, relative to the norm of all leaves."""
     scale = jnp.sqrt(_dot(wanted, wanted))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(wanted), strict=True

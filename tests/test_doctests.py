@@ -1,24 +1,53 @@
 """The examples in the docstrings run, and every public name has one."""
 
+import ast
 import doctest
 import importlib
+import inspect
+import itertools
 import pkgutil
+from types import ModuleType
 
 import pytest
 
 import jbn
 
-MODULES = [module.name for module in pkgutil.walk_packages(jbn.__path__, "jbn.")]
+MODULES = ["jbn", *(module.name for module in pkgutil.walk_packages(jbn.__path__, "jbn."))]
+PUBLIC_MODULES = ["jbn", *(f"jbn.{name}" for name in jbn._MODULES)]
 WITHOUT_EXAMPLE = {
-    "BatchNormParams",
-    "BatchNormState",
-    "Drift",
-    "Moments",
-    "Norm",
-    "RunningBatchNormState",
-    "Statistics",
+    "jbn.BatchNormParams",
+    "jbn.BatchNormState",
+    "jbn.Drift",
+    "jbn.Moments",
+    "jbn.Norm",
+    "jbn.RunningBatchNormState",
+    "jbn.Statistics",
+    "jbn.convert.Foreign",
+    "jbn.convert.Layer",
+    "jbn.convert.LayoutName",
+    "jbn.linen.Folded",
+    "jbn.nnx.Folded",
 }
 """Types that the functions of the library return; the examples of these functions show them."""
+
+
+def docs_of_data(module: ModuleType) -> dict[str, str]:
+    """The strings that follow assignments at the top level of a module, by name."""
+    docs = {}
+    for node, after in itertools.pairwise(ast.parse(inspect.getsource(module)).body):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            docs[ast.unparse(target)] = ast.literal_eval(after.value)
+    return docs
+
+
+def public_names(module: str) -> list[str]:
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if not n.startswith("_")]
+    return sorted(f"{module}.{name}" for name in names)
+
+
+NAMES = [name for module in PUBLIC_MODULES for name in public_names(module)]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -26,8 +55,25 @@ def test_examples(name):
     module = importlib.import_module(name)
     results = doctest.testmod(module, extraglobs={"jbn": jbn})
     assert results.failed == 0
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    for data, doc in docs_of_data(module).items():
+        runner.run(parser.get_doctest(doc, {"jbn": jbn}, f"{name}.{data}", module.__file__, 0))
+    assert runner.failures == 0
 
 
-@pytest.mark.parametrize("name", sorted(set(jbn.__all__) - WITHOUT_EXAMPLE - {"save_norm_inputs"}))
-def test_every_public_function_has_an_example(name):
-    assert ">>> " in getattr(jbn, name).__doc__
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_EXAMPLE])
+def test_every_public_name_has_an_example(name):
+    path, attribute = name.rsplit(".", 1)
+    module = importlib.import_module(path)
+    doc = docs_of_data(module).get(attribute) or inspect.getdoc(getattr(module, attribute))
+    assert ">>> " in (doc or "")
+
+
+def test_only_public_names_go_without_example():
+    assert set(NAMES) >= WITHOUT_EXAMPLE
+
+
+def test_every_activation_is_public():
+    classes = {kind for kind in vars(jbn.activations).values() if inspect.isclass(kind)}
+    own = {kind.__name__ for kind in classes if kind.__module__ == "jbn.activations"}
+    assert own == set(jbn.activations.__all__)

@@ -169,6 +169,35 @@ def test_a_mask_over_single_features_is_refused(module):
         module.apply(variables, jnp.ones((4, 3)), mask=jnp.ones(3, bool), mutable=["batch_stats"])
 
 
+@pytest.mark.parametrize("name", ["scale", "bias"])
+def test_an_initializer_without_its_parameter_is_an_error(name):
+    no_parameter: Any = {f"use_{name}": False}
+    norm = jbn.batch_norm(**no_parameter)
+    options: Any = {f"{name}_init": nn.initializers.zeros}
+    words = f"{name}_init=.* the norm has no {name}: choose use_{name}=True"
+    with pytest.raises(ValueError, match=words):
+        jbn.nnx.Norm(norm, 3, **options)
+    linen = jbn.linen.Norm(norm, use_running_average=True, **options)
+    with pytest.raises(ValueError, match=words):
+        linen.init(jax.random.key(0), jnp.ones((4, 3)))
+    # In Flax's modules, it has no effect.
+    fields = no_parameter | options
+    for module in (nnx.BatchNorm, jbn.nnx.BatchNorm):
+        assert getattr(module(3, rngs=nnx.Rngs(0), **fields), name) is None
+    for module in (nn.BatchNorm, jbn.linen.BatchNorm):
+        variables = module(use_running_average=True, **fields).init(
+            jax.random.key(0), jnp.ones((4, 3))
+        )
+        assert name not in variables["params"]
+
+
+def test_nnx_takes_the_sizes_of_several_feature_axes():
+    x = data((4, 3, 2))
+    module = jbn.nnx.BatchNorm((3, 2), axis=(1, 2), rngs=nnx.Rngs(0))
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    np.testing.assert_allclose(module(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_nnx_without_a_mode_is_an_error():
     module = jbn.nnx.BatchNorm(3, use_running_average=None, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="use_running_average"):

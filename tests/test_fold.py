@@ -280,8 +280,8 @@ class Layer(nn.Module):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("before the layer", "not, unchanged, the output of a linear layer"),
-        ("something between", "not, unchanged, the output of a linear layer"),
+        ("before the layer", "not the unchanged output of a linear layer"),
+        ("something between", "not the unchanged output of a linear layer"),
         ("output used twice", "output of 'Conv_0' is used elsewhere"),
         ("output returned", "output of 'Conv_0' is used elsewhere"),
         ("norm used twice", "called more than once"),

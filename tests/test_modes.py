@@ -1,5 +1,6 @@
 """Every method in every mode of JAX gives what it gives alone, under jit, on one device."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -109,10 +110,11 @@ def test_sharded_jit(norm, kind, spec):
 
 @slow_but_for_one
 @pytest.mark.parametrize("spec", [P("data"), P(None, None, "data")], ids=str)
-def test_explicit_meshes_take_states_from_outside_of_them(norm, spec):
+@pytest.mark.parametrize("context", [jax.set_mesh, contextlib.nullcontext], ids=["set", "unset"])
+def test_explicit_meshes_take_states_from_outside_of_them(norm, spec, context):
     mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,))
     params, state = norm.init(4)
-    with jax.set_mesh(mesh):
+    with context(mesh):
         x, dy = jax.device_put((X, DY), NamedSharding(mesh, spec))
         mask = jax.device_put(MASK, NamedSharding(mesh, P(*spec[:2])))
         out = step(norm, params, state, x, dy, mask)

@@ -240,6 +240,29 @@ def test_reverse_mode_keeps_the_input_and_vectors(dtype):
         (lambda *_: jbn.batch_norm(decay=1.5), ValueError, "decay=1.5"),
         (lambda *_: jbn.batch_norm(epsilon=-1.0), ValueError, "epsilon=-1.0"),
         (lambda *_: jbn.moments(jnp.ones((4, 3)), axis=(0, -2)), ValueError, "repeats"),
+        (lambda n, *_: n.init((4, 3)), ValueError, r"num_features=\(4, 3\) .* pass x.shape\[-1\]"),
+        (
+            lambda *_: jbn.batch_norm(axis=(1, 2)).init(3),
+            ValueError,
+            r"num_features=3 .* axis=\(1, 2\): pass \(x.shape\[1\], x.shape\[2\]\)",
+        ),
+        (
+            lambda n, p, s: n.train(s, p, jnp.ones((4, 3))),
+            TypeError,
+            "BatchNormState as params and BatchNormParams as state.* norm.init returns",
+        ),
+        (
+            lambda n, p, s: n.infer(s, p, jnp.ones((4, 3))),
+            TypeError,
+            "BatchNormState as params and BatchNormParams as state",
+        ),
+        (
+            lambda n, p, s: jbn.batch_norm(use_scale=False, use_bias=False).train(
+                s, p, jnp.ones((4, 3))
+            ),
+            TypeError,
+            "BatchNormState as params and BatchNormParams as state",
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(call, error, words):

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import jax
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -12,14 +14,15 @@ def blocks(language: str) -> list[str]:
 
 def test_python_blocks_run():
     namespace = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert int(namespace["state"].count) == 1
-    assert namespace["y"].shape == namespace["x"].shape
-    mixed = namespace["batch_and_running_mixed"]
-    params, state, x = (namespace[name] for name in ("params", "state", "x"))
-    inference = namespace["norm"].infer(params, state, x)
-    assert abs(mixed(params, state, x, share=0.0) - inference).max() < 1e-6
+    # Optax and Flax promote dtypes.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks("python"):
+            exec(compile(block, "README.md", "exec"), namespace)
+    assert int(namespace["state"].count) == 16
+    assert namespace["prediction"].shape == (1,)
+    model, y, x = (namespace[name] for name in ("model", "y", "x"))
+    assert y.shape == (*x.shape[:-1], 64)
+    assert model.layers[1].use_running_average
 
 
 def test_commands_are_printed_once():

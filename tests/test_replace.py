@@ -441,6 +441,17 @@ def test_nnx_replaces_stacked_norms(norm):
     assert_close(last, nnx.state(single))
 
 
+def test_where_must_be_a_function():
+    untyped: Any = jbn
+    for call in (
+        lambda: untyped.nnx.replace_batch_norm(nnx_model(), where="last"),
+        lambda: untyped.linen.replace_batch_norm(where="last").__enter__(),
+        lambda: untyped.linen.add_missing(linen_variables(), jbn.batch_norm(), where="last"),
+    ):
+        with pytest.raises(TypeError, match="where='last' must be a function of the path"):
+            call()
+
+
 def test_nnx_refuses_a_norm_that_learns_something_else():
     with pytest.raises(ValueError, match="use_scale=False"):
         jbn.nnx.replace_batch_norm(nnx_model(), jbn.batch_norm())

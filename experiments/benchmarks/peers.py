@@ -231,16 +231,26 @@ CASES = [
         )
         for mean in (100, 1000, 10_000)
     ),
-    Case("8 unequally masked shards: error of the mean, in std", "0", masked_shards, _below(1e-6)),
     Case(
-        "states of 8 shards merged (Flax's example averages them): relative error of variance",
+        "8 shards with different numbers of valid rows: error of the mean, in std",
+        "0",
+        masked_shards,
+        _below(1e-6),
+    ),
+    Case(
+        "states of 8 shards merged or (as in Flax's example) averaged: error of the variance",
         "1e-5 or less",
         merged_states,
         _below(1e-5),
     ),
-    Case("NaN behind the mask: gradients of the rest", "finite", hidden_nan, _is("finite")),
     Case(
-        "NaN behind the mask, in inference: gradients of the parameters",
+        "NaN at masked positions: gradients of the valid positions",
+        "finite",
+        hidden_nan,
+        _is("finite"),
+    ),
+    Case(
+        "NaN at masked positions, inference: gradients of the parameters",
         "finite",
         hidden_nan_in_inference,
         _is("finite"),
@@ -252,7 +262,7 @@ CASES = [
             functools.partial(valid_rows, number),
             _is("unchanged"),
         )
-        for number, words in enumerate(("everything masked", "all rows but one masked"))
+        for number, words in enumerate(("all rows masked", "all rows but one masked"))
     ),
     Case("an infinite value: running statistics", "finite", overflow, _is("finite")),
     Case(
@@ -262,32 +272,37 @@ CASES = [
         _is("finite"),
     ),
     Case(
-        "corrected average, 1 step on data of std 2: std of inference",
+        "running average with bias correction, 1 step on data of std 2: std of y in inference",
         "1",
         corrected_average,
         _near(1, 1e-3),
     ),
-    Case("inference before any batch stretches by", "1", before_any_batch, _near(1, 1e-3)),
     Case(
-        "bfloat16, 20 steps of decay 0.999: relative error of running variance",
+        "inference before the first batch: factor from x to y",
+        "1",
+        before_any_batch,
+        _near(1, 1e-3),
+    ),
+    Case(
+        "bfloat16, 20 steps with decay 0.999: relative error of the running variance",
         "1e-4 or less",
         bfloat16_decay,
         _below(1e-4),
     ),
     Case(
-        "bfloat16 of mean 10: relative error of variance",
+        "bfloat16 data of mean 10: relative error of the variance",
         "1e-5 or less",
         bfloat16_statistics,
         _below(1e-5),
     ),
     Case(
-        "bfloat16 output of float32 at mean 100: shift of inference, in std",
+        "bfloat16 output for float32 data of mean 100: shift of y in inference, in std",
         "1e-3 or less",
         bfloat16_inference,
         _below(1e-3),
     ),
-    Case("weights given as mask", "an error", float_mask, _error),
-    Case("state's dtype after a float64 batch", "kept", float64_batch, _is("kept")),
+    Case("a mask of floating-point weights", "an error", float_mask, _error),
+    Case("dtype of the state after a float64 batch", "kept", float64_batch, _is("kept")),
     Case("one value per feature in training", "an error", one_value, _error),
 ]
 

@@ -1,1 +1,1 @@
-"""After training: exact statistics, statistics of other data, and folding."""
+"""After training: exact statistics, adaptation to other data, folding and merged states."""

@@ -1,10 +1,4 @@
-"""Folds a norm at inference into the linear layer before it.
-
-    infer = functools.partial(norm.infer, params, state)
-    kernel, bias = jbn.fold(infer, kernel, bias)
-
-`jbn.linen.fold` and `jbn.nnx.fold` do so for all layers of a model.
-"""
+"""Folds a norm at inference into the linear layer before it."""
 
 from collections.abc import Callable
 
@@ -17,7 +11,7 @@ from jax.typing import ArrayLike
 from jbn._core.layout import Axes, Layout
 
 _FAR = 1e18
-"""Beyond the bend of every activation, and in the range of float32 after any norm."""
+"""A value beyond the bend of every activation, which stays in float32's range after any norm."""
 
 
 def fold(
@@ -27,13 +21,16 @@ def fold(
     *,
     axis: Axes = -1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns kernel and bias of one layer that computes what a linear layer and its norm compute.
+    """Folds a norm at inference into the linear layer before it.
 
-    Inference is affine in each feature, (x - mean) * gain + shift with gain = scale / sqrt(var +
-    epsilon). So the new bias is the norm of the old one, and the kernel is multiplied by the norm's
-    derivative, the gain. This holds for dense layers and for convolutions of any stride, dilation,
-    padding and groups, also transposed. It does not hold for a norm *before* a layer with zero
-    padding, since the padding would need a value for each feature.
+    Returns the kernel and the bias of one layer that computes the same as the linear layer and the
+    norm. For whole Flax models, use `jbn.linen.fold` and `jbn.nnx.fold`.
+
+    Inference is affine in each feature: (x - mean) * gain + shift with gain = scale / sqrt(var +
+    epsilon). So the new bias is the norm of the old bias, and the kernel is multiplied by the gain,
+    the derivative of the norm. This holds for dense layers and for convolutions, also transposed
+    ones, with any stride, dilation, padding and groups. It does not hold for a norm *before* a
+    layer with zero padding, because the padding would need a different value for each feature.
 
     >>> import functools, jax.numpy as jnp
     >>> norm = jbn.batch_norm(epsilon=0.0)
@@ -44,20 +41,21 @@ def fold(
     [0.5 0.5] [0. 0.]
 
     Args:
-      infer: the norm at inference, from `[..., *features]` to the same shape. A norm with another
-        axis folds the same: pass one with the default.
-      kernel: of the linear layer.
-      bias: `[*features]` of the linear layer; None is 0.
-      axis: the axis or axes of `kernel` that hold the output features: the last in Flax, the one
-        before in its `ConvTranspose` with `transpose_kernel`, the first in PyTorch.
+      infer: the norm at inference, a function from `[..., *features]` to the same shape. For a norm
+        with another axis, pass the same norm with the default axis.
+      kernel: the kernel of the linear layer.
+      bias: `[*features]` bias of the linear layer; None stands for 0.
+      axis: the axis or axes of `kernel` that hold the output features: the last in Flax, the second
+        to last in Flax's `ConvTranspose` with `transpose_kernel`, the first in PyTorch.
 
     Returns:
-      The kernel in its own dtype, and the bias in its own, by default the kernel's.
+      The kernel and the bias, each in the dtype of the old one. Without an old bias, the new bias
+      has the dtype of the kernel.
 
     Raises:
-      TypeError: `kernel` is not real floating point.
-      ValueError: `axis` or `bias` does not fit the kernel, or the norm does not fit its features;
-        or `infer` is not affine, where it is not traced.
+      TypeError: `kernel` has no real floating-point dtype.
+      ValueError: `axis` or `bias` does not fit the kernel, the norm does not fit its features, or
+        `infer` is not affine. The last is not checked if its values are traced.
     """
     kernel = jnp.asarray(kernel)
     layout = Layout.of(kernel, axis)
@@ -78,8 +76,8 @@ def fold(
         gain, jnp.broadcast_to(gain[:1], gain.shape), equal_nan=True
     ):
         raise ValueError(
-            "infer is not affine, as of a norm with an activation: fold the norm without it, and "
-            "apply the activation after the layer."
+            "infer is not affine, for example because the norm has an activation: fold the norm "
+            "without its activation, and apply the activation after the layer."
         )
     kernel_after = kernel.astype(wide) * layout.expand(gain[0].astype(wide))[0]
     return kernel_after.astype(kernel.dtype), after[0].astype(before.dtype)

@@ -1,13 +1,4 @@
-"""States of several models or shards merged into one.
-
-On a server of federated clients, for whole variables of Linen:
-
-    variables = jbn.merge_states(clients, weights=num_examples)
-
-Over the devices of a pmap or shard_map, before evaluation:
-
-    stats = jbn.merge_states([stats], axis_name="data")
-"""
+"""Merges the states of several models or shards into one."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
@@ -33,18 +24,18 @@ def merge_states(
     weights: Sequence[ArrayLike] | jax.Array | np.ndarray | None = None,
     axis_name: AxisName | None = None,
 ) -> State:
-    """Returns the state of all data together, from states of its parts.
+    """Merges states that were computed on parts of the data into the state of all data.
 
-    The variance of the whole is the mean of the variances plus the spread of the means, which an
-    average of states, such as `lax.pmean(state, "data")`, leaves out. If each state holds the
-    moments of its part, and the weights are the sizes of the parts, the result holds exactly the
-    moments of the whole. A part with fewer than two valid values has left its state as it was: give
-    it the weight 0.
+    The variance of all data is the mean of the variances plus the variance of the means. An average
+    of states, such as `lax.pmean(state, "data")`, leaves out the second term. If each state holds
+    the moments of its part, and the weights are the sizes of the parts, the result holds exactly
+    the moments of all data. A part with fewer than two valid values does not change its state: give
+    this state the weight 0.
 
-    All leaves of floating dtypes are averaged: counts, other fields of a norm's state and whatever
-    else is in the tree, such as parameters. Only the variances of norms get the spread. Counts are
-    averaged, not added, so schedules and decays go on as for one part. Leaves of other dtypes are
-    those of the first state.
+    All leaves with floating dtypes are averaged: counts, other fields of a norm's state, and all
+    other leaves of the tree, such as parameters. Only the variances of norms get the variance of
+    the means in addition. Counts are averaged and not added, so schedules and decays continue as
+    for one part. Leaves with other dtypes are taken from the first state.
 
     >>> import jax.numpy as jnp
     >>> _, state = jbn.batch_norm().init(1)
@@ -52,21 +43,29 @@ def merge_states(
     >>> print(jbn.merge_states(states).mean, jbn.merge_states(states).var)
     [4.] [5.]
 
+    On a server of federated clients, merge their whole Linen variables::
+
+        variables = jbn.merge_states(clients, weights=num_examples)
+
+    In a function under `jax.pmap` or `jax.shard_map`, merge the states of all devices before you
+    evaluate the model::
+
+        batch_stats = jbn.merge_states([batch_stats], axis_name="data")
+
     Args:
       states: pytrees of one structure with the states of norms: NamedTuples or mappings with at
-        least mean and var, such as Linen's `batch_stats`. For NNX, take
-        `nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))`, and write by `nnx.update`.
-      weights: one for each state, numbers that are not negative; by default all are equal. A state
-        of weight 0 does not count, and may hold NaN. If all weights are 0, the first state is
-        returned.
-      axis_name: the named axis or axes (pmap, shard_map, vmap) on whose shards there are more
-        states, as many on each. They are gathered by one collective.
+        least mean and var, such as Linen's `batch_stats`. For NNX, pass
+        `nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))`, and write the result with `nnx.update`.
+      weights: one number for each state, not negative; by default all are equal. A state of weight
+        0 is ignored, and may hold NaN. If all weights are 0, the first state is returned.
+      axis_name: the named axis or axes (pmap, shard_map, vmap) whose shards hold further states,
+        the same number on each shard. They are gathered with one collective.
 
     Returns:
-      A state of the same structure and dtypes. The arithmetic is in float32 or wider.
+      A state with the same structure and dtypes. The arithmetic is in float32 or wider.
 
     Raises:
-      TypeError: `states` is a single state, or arrays are boxed, as in an `nnx.State`.
+      TypeError: `states` is a single state, or its arrays are boxed, as in an `nnx.State`.
       ValueError: `states` is empty or holds no norm's state, the structures or shapes of the states
         differ, `weights` has another length, or a weight is negative or not finite.
       NameError: `axis_name` is not bound.
@@ -77,7 +76,9 @@ def merge_states(
     weights = [1.0] * len(states) if weights is None else list(weights)
     _require_states_and_weights(states, weights)
     if not norm_states(states[0]):
-        raise ValueError("states have no norm's state: no NamedTuple or mapping with mean and var.")
+        raise ValueError(
+            "states hold no norm's state: no NamedTuple or mapping in them has a mean and a var."
+        )
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(states) if _is_floating(leaf)]
     wide = reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
@@ -99,7 +100,10 @@ def merge_states(
 
 def _require_states_and_weights(states: list, weights: list) -> None:
     if not states or len(weights) != len(states):
-        raise ValueError(f"got {len(states)} states and {len(weights)} weights: pass one for each.")
+        raise ValueError(
+            f"got {len(states)} states and {len(weights)} weights: pass at least one state, and "
+            "one weight for each."
+        )
     first, *others = (
         (jax.tree.structure(state), [*map(jnp.shape, jax.tree.leaves(state))]) for state in states
     )
@@ -120,7 +124,7 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def _gather(tree: Any, shards: Shards) -> Any:
-    """Returns a tree of rows with the rows of all shards, by one collective."""
+    """Returns a tree with the rows of all shards, gathered with one collective."""
     shards.size()
     here, unravel = ravel_pytree(tree)
     everywhere = jax.vmap(unravel)(shards.gather(here))
@@ -140,7 +144,7 @@ def _merge(node: Any, counts: jax.Array) -> Any:
 def _mean_and_var(
     means: jax.Array, variances: jax.Array, counts: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The moments of the whole from those of its parts, or of the first part if all are empty."""
+    """Merges the moments of parts; returns those of the first part if all are empty."""
     valid = jnp.expand_dims(counts > 0, range(1, means.ndim))
     variances = jnp.where(valid | ~jnp.any(valid), variances, 0)
     whole = merge_rows(ShiftedMoments(means, jnp.zeros_like(means), variances, counts))

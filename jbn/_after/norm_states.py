@@ -1,4 +1,4 @@
-"""The states of norms inside of any pytree."""
+"""Finds and replaces the states of norms in a pytree."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def fields_of(node: Any) -> Mapping[str, Any]:
 
 
 def with_fields(node: Any, **fields: jax.Array) -> Any:
-    """Returns a state with other or further fields."""
+    """Returns a state with other values of some fields, or with further fields."""
     if hasattr(node, "_replace"):
         return node._replace(**fields)
     return type(node)({**node, **fields})
@@ -23,7 +23,7 @@ def is_norm_state(node: Any) -> bool:
     """Returns whether a node of a pytree has a mean and a var that are arrays.
 
     Raises:
-      TypeError: they are arrays in boxes.
+      TypeError: the mean is a boxed array, such as an `nnx.Variable`.
     """
     fields = fields_of(node)
     if not isinstance(fields, Mapping) or not {"mean", "var"} <= set(fields):

@@ -1,22 +1,4 @@
-"""Exact statistics of many batches, for weights that no longer change.
-
-Plain JAX, any pytree of states:
-
-    def train(state, x):
-        return network(params, state, x)[1]
-
-    state, drift = jbn.recalibrate(jax.jit(train), state, batches)
-
-Linen, the collection `batch_stats`:
-
-    def train(stats, x):
-        variables = {"params": params, "batch_stats": stats}
-        return model.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-
-    stats, drift = jbn.recalibrate(jax.jit(train), stats, batches)
-
-For NNX see `jbn.nnx.recalibrate`. `batches` may be wrapped for progress: `tqdm(batches)`.
-"""
+"""Exact statistics of many batches, for weights that no longer change."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -36,14 +18,14 @@ Batch = TypeVar("Batch")
 
 @exportable
 class Drift(NamedTuple):
-    """How far a norm's running statistics were off, in float64.
+    """The errors of a norm's running statistics, in float64.
 
-    Not finite where the exact variance is 0, or where no batch reached the norm.
+    They are not finite where the exact variance is 0, or where no batch reached the norm.
 
     Attributes:
       mean: `[*features]` (running mean - exact mean) / exact standard deviation.
       log_var: `[*features]` log(running variance / exact variance).
-      count: `[*features]` number of values behind the exact ones.
+      count: `[*features]` number of values from which the exact statistics were computed.
     """
 
     mean: np.ndarray
@@ -57,42 +39,66 @@ def recalibrate(
     """Replaces running means and variances by those of all values in the batches.
 
     This is "precise batch norm" (Wu & Johnson 2021, https://arxiv.org/abs/2105.07576, section 3).
-    Averaged weights need it too, since running statistics of the averaged models do not fit them.
-    The moments of the batches are merged exactly, in float64, each weighted by the count of its
-    values. For a norm on the network's input, the result is that of the whole data at once,
-    however it is cut into batches. Later norms see their inputs as in training, normalized by the
-    batch in the norms before them, so batches should be as large as in training.
+    Averaged weights need it as well, because the running statistics of the averaged models do not
+    fit the averaged weights. The moments of the batches are merged exactly, in float64, each
+    weighted by the count of its values. For a norm on the network's input, the result is the mean
+    and variance of all data, and does not depend on how the data is cut into batches. The inputs of
+    later norms are normalized by the batch in the norms before them, as in training, so batches
+    should be as large as in training.
 
-    Within `train`, each norm returns the moments of its batch instead of its next state. This
-    works under jit (which traces again), scan, checkpoint, vmap and shards. A batch with nothing
-    valid, or with statistics that are not finite, counts as empty. Frozen norms do not change.
-
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> norm = jbn.batch_norm()
     >>> params, state = norm.init(1)
     >>> batches = jnp.array([[[0.0], [2.0]], [[4.0], [6.0]]])
-    >>> state, drift = jbn.recalibrate(lambda s, x: norm.train(params, s, x)[1], state, batches)
+    >>> @jax.jit
+    ... def train(state, x):
+    ...     return norm.train(params, state, x)[1]
+    >>> state, drift = jbn.recalibrate(train, state, batches)
     >>> print(state.mean, state.var)
     [3.] [5.]
 
+    For a Linen model, pass the collection `batch_stats`:
+
+    >>> model = jbn.linen.BatchNorm(use_running_average=False)
+    >>> variables = model.init(jax.random.key(0), batches[0])
+    >>> @jax.jit
+    ... def train(stats, x):
+    ...     updated = variables | {"batch_stats": stats}
+    ...     return model.apply(updated, x, mutable=["batch_stats"])[1]["batch_stats"]
+    >>> stats, drift = jbn.recalibrate(train, variables["batch_stats"], batches)
+    >>> print(stats["mean"], stats["var"])
+    [3.] [5.]
+
+    For an NNX model, use `jbn.nnx.recalibrate`.
+
+    Within `train`, each norm returns the moments of its batch instead of its next state. This
+    works under jit (which traces again), scan, checkpoint, vmap and shards. A batch without valid
+    values, or with moments that are not finite, counts as empty. Frozen norms do not change.
+
     Args:
-      train: `train(state, batch) -> state`, the model in training mode. Called as it is: jit it.
+      train: `train(state, batch) -> state`, which calls the model in training mode. It is not
+        jitted here: pass a jitted function.
       state: a pytree with the states of norms: NamedTuples with mean, var and count, or mappings
-        with at least mean and var, such as those of `jbn.linen.BatchNorm`, which are given a count
-        meanwhile. Its other leaves come back as they are.
-      batches: what to call it with, such as 10^3 to 10^4 examples. Read once, one at a time.
+        with at least mean and var, such as those of `jbn.linen.BatchNorm`, to which a count is
+        added for the calls of `train`. Other leaves are returned unchanged.
+      batches: the batches to call `train` with, for example 10^3 to 10^4 examples in total. They
+        are read once, one at a time, so an iterator with a progress bar such as `tqdm(batches)`
+        works.
 
     Returns:
-      The state with other means and variances, in their dtypes; and by path of each norm, how far
-      the running ones were off.
+      The state with exact means and variances, in their dtypes; and a dictionary with the `Drift`
+      of each norm, by path.
 
     Raises:
-      ValueError: `state` has no norm's state, or no value reached any norm: there were no batches,
-        or the norms are not of jbn (`jbn.linen.replace_batch_norm`, `jbn.nnx.replace_batch_norm`).
+      ValueError: `state` has no norm's state, or no value reached any norm, because there were no
+        batches, or because the norms are not of jbn (see `jbn.linen.replace_batch_norm` and
+        `jbn.nnx.replace_batch_norm`).
     """
     running = norm_states(state)
     if not running:
-        raise ValueError("state has no norm's state: no NamedTuple or mapping with mean and var.")
+        raise ValueError(
+            "state holds no norm's state: no NamedTuple or mapping in it has a mean and a var."
+        )
     counting = map_norm_states(_with_count_0, state)
     with jax.enable_x64(True):
         exact = {path: _moments(node) for path, node in norm_states(counting).items()}
@@ -107,20 +113,21 @@ def recalibrate(
             )
         with jax.enable_x64(True):
             exact = _merge(exact, seen)
-        jax.block_until_ready(before)  # No more than one batch waits its turn.
+        jax.block_until_ready(before)  # At most one batch waits on the device.
 
     drift = {path: _drift(running[path], exact[path]) for path in running}
     if not any(np.any(d.count) for d in drift.values()):
         raise ValueError(
-            "no value reached a norm: batches is empty, or nothing in it counts, or the norms are "
-            "not of jbn (see jbn.linen.replace_batch_norm and jbn.nnx.replace_batch_norm)."
+            "no value reached a norm: batches is empty, or has no valid and finite values, or the "
+            "norms are not of jbn (see jbn.linen.replace_batch_norm and "
+            "jbn.nnx.replace_batch_norm)."
         )
     with jax.enable_x64(True):
         return map_norm_states(lambda path, node: _replaced(node, exact[path]), state), drift
 
 
 class _Recording(Wrapped):
-    """A method that remembers the moments of the batch in place of its next state."""
+    """A method that stores the moments of the batch instead of its next state."""
 
     remembers_single_values = True
 
@@ -135,7 +142,7 @@ def _merge(exact: dict[str, Moments], seen: dict[str, Any]) -> dict[str, Moments
 
 
 def _moments(fields: Mapping[str, jax.Array]) -> Moments:
-    """What a state remembers of a batch, in float64; nothing where its count is 0."""
+    """Returns the moments that a state stores, in float64; they are 0 where its count is 0."""
     mean, var, count = (fields[name].astype(jnp.float64) for name in ("mean", "var", "count"))
     count = jnp.expand_dims(count, range(count.ndim, mean.ndim))
     mean, var = (jnp.where(count > 0, a, jnp.zeros_like(a)) for a in (mean, var))
@@ -143,8 +150,8 @@ def _moments(fields: Mapping[str, jax.Array]) -> Moments:
 
 
 def _with_count_0(path: str, node: Any) -> Any:
-    # Modules that keep no count get one of the mean's shape, which stacks and splits as the mean
-    # does where layers or models are stacked.
+    # A module that keeps no count gets one with the shape of the mean. Where layers or models are
+    # stacked, it is then stacked and split like the mean.
     fields = fields_of(node)
     like = fields.get("count", fields["mean"])
     return with_fields(node, count=jnp.zeros(like.shape, jnp.float32))

@@ -1,1 +1,1 @@
-"""The array: how x is laid out and sharded, its moments, and the affine map."""
+"""Code on arrays: the layout of x, its shards, its moments, and the affine map of a norm."""

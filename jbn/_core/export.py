@@ -8,6 +8,6 @@ Class = TypeVar("Class", bound=type)
 
 
 def exportable(cls: Class) -> Class:
-    """Lets `jax.export` serialize a NamedTuple of jbn, under its public name."""
+    """Registers a NamedTuple of jbn with `jax.export`, under its public name, and returns it."""
     register_namedtuple_serialization(cls, serialized_name=f"jbn.{cls.__name__}")
     return cls

@@ -1,4 +1,4 @@
-"""How x is laid out: its feature axes, its mask, and how vectors line up with it."""
+"""The layout of x: its feature axes, its mask, and how feature vectors broadcast against it."""
 
 import dataclasses
 import functools
@@ -24,13 +24,13 @@ class Layout:
     """Which axes of an array hold features, and which positions are valid.
 
     Attributes:
-      mask: boolean with as many axes as the array, of size 1 on the feature axes, True at valid
-        positions; None if all are valid.
-      axes: the feature axes, not negative and sorted.
-      reduced: all other axes, sorted. Examples lie on the first of them.
-      feature_shape: the shape of one value per feature.
-      values_per_example: the number of values of each feature in an example.
-      dtype: of the statistics: float64 for float64, float32 for all other dtypes.
+      mask: boolean array with the rank of the array and size 1 on the feature axes, True at valid
+        positions; None if all positions are valid.
+      axes: the feature axes, sorted and not negative.
+      reduced: all other axes, sorted. The first of them is the axis of examples.
+      feature_shape: the sizes of the feature axes.
+      values_per_example: the number of values that an example has for each feature.
+      dtype: the dtype of the statistics: float64 for float64, float32 for all other dtypes.
     """
 
     mask: jax.Array | None
@@ -42,17 +42,17 @@ class Layout:
 
     @classmethod
     def of(cls, x: jax.Array, axis: Axes, mask: Mask = None) -> "Layout":
-        """Returns the layout of `x`, after all checks of `x`, `axis` and `mask`.
+        """Checks `x`, `axis` and `mask`, and returns the layout of `x`.
 
         Raises:
-          TypeError: `x` is not of a real floating-point dtype, or `mask` is not boolean.
-          ValueError: `axis` is empty, repeats an axis or names one that `x` does not have, or
-            the shape of `mask` does not fit `x`, see `align`.
+          TypeError: `x` has no real floating-point dtype, or `mask` is not boolean.
+          ValueError: `axis` is empty, repeats an axis or names an axis that `x` does not have, or
+            the shape of `mask` does not fit `x` (see `align`).
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
-                f"x must be real floating point, got {x.dtype}: cast it, or for complex input "
-                "normalize the real and the imaginary part."
+                f"x must have a real floating-point dtype, got {x.dtype}: cast it. For complex "
+                "input, normalize the real part and the imaginary part."
             )
         try:
             axes = tuple(sorted(normalize_axis_tuple(axis, x.ndim)))
@@ -60,7 +60,8 @@ class Layout:
             axes = ()
         if not axes:
             raise ValueError(
-                f"axis={axis} names no axis of x, which has shape {x.shape}, or repeats one."
+                f"axis={axis} names an axis that x of shape {x.shape} does not have, repeats an "
+                "axis, or is empty."
             )
         reduced = tuple(sorted(set(range(x.ndim)).difference(axes)))
         features = tuple(map(x.shape.__getitem__, axes))
@@ -75,16 +76,17 @@ class Layout:
         return dataclasses.replace(layout, mask=layout.align("mask", mask, x))
 
     def align(self, name: str, values: jax.Array, x: jax.Array) -> jax.Array:
-        """Returns values of examples or positions with the axes of `x`, of size 1 on feature axes.
+        """Reshapes values of examples or positions to the rank of `x`, with size 1 on feature axes.
 
         Args:
-          name: of the argument, for the message of an error.
-          values: of rank 1, one for each example; or with an axis for each axis of `x` that is not
-            a feature axis, or for each axis of `x`, each axis of its size in `x` or of size 1.
-          x: the array that the layout is of.
+          name: the name of the argument, for error messages.
+          values: an array of rank 1 with one value for each example; or an array with one axis for
+            each axis of `x`, or for each axis of `x` that is not a feature axis. Each size equals
+            that of `x` or is 1.
+          x: the array that this layout describes.
 
         Raises:
-          ValueError: the shape of `values` is another.
+          ValueError: `values` has another shape.
         """
         wanted = tuple(1 if a in self.axes else size for a, size in enumerate(x.shape))
         if values.ndim == x.ndim:
@@ -99,8 +101,8 @@ class Layout:
             raise ValueError(
                 f"{name} of shape {values.shape} does not fit x of shape {x.shape} with features "
                 f"on axes {self.axes}: it must have the shape {positions[:1]}, {positions} or "
-                f"{wanted}, where each size may be 1. If it is the same for all features of a "
-                f"position, pass one of them, such as {name}[..., :1]."
+                f"{wanted}, where each size may be 1. If it has a feature axis and is the same for "
+                f"all features, pass one of them, such as {name}[..., :1]."
             )
         return jnp.broadcast_to(values.reshape(shape), wanted)
 
@@ -108,35 +110,35 @@ class Layout:
         """Checks that each of the named vectors holds one value per feature of `x`.
 
         Raises:
-          ValueError: one does not.
+          ValueError: a vector has another shape.
         """
         for name, vector in vectors.items():
             if vector.shape != self.feature_shape:
                 raise ValueError(
-                    f"{name} has shape {vector.shape}, but the features of x {x.shape} on axes "
-                    f"{self.axes} have shape {self.feature_shape}: initialize with that many "
-                    "features, or choose another axis."
+                    f"{name} has shape {vector.shape}, but x of shape {x.shape} has features of "
+                    f"shape {self.feature_shape} on axes {self.axes}: initialize the norm with "
+                    "that many features, or choose another axis."
                 )
 
     def expand(self, *vectors: jax.Array) -> list[jax.Array]:
-        """Returns vectors of the features with the axes of x, so that they broadcast against it."""
+        """Adds axes of size 1 to feature vectors, so that they broadcast against x."""
         return list(map(functools.partial(jnp.expand_dims, axis=self.reduced), vectors))
 
     def where_valid(self, values: jax.Array) -> jax.Array:
-        """Returns `values` of the shape of x, with 0 where the mask hides them."""
+        """Returns `values`, which have the shape of x, with 0 at masked positions."""
         if self.mask is None:
             return values
         return jnp.where(self.mask, values, jnp.zeros((), values.dtype))
 
     def minus(self, x: jax.Array, vector: jax.Array) -> jax.Array:
-        """Returns `x - vector`, with 0 where the mask hides x, in the dtype of the vector.
+        """Returns `x - vector` in the dtype of the vector, with 0 at masked positions.
 
         Args:
-          x: from `where_valid`.
-          vector: `[*features]`.
+          x: an array from `where_valid`.
+          vector: `[*features]` values to subtract.
         """
         difference = x.astype(vector.dtype) - jnp.expand_dims(vector, self.reduced)
-        # By a product, since a CPU's compiler does not take a selection into its sums.
+        # A product, because XLA on a CPU does not fuse a selection into the sum that follows.
         return difference if self.mask is None else difference * self.mask.astype(vector.dtype)
 
     def count(self, x: jax.Array) -> jax.Array:
@@ -146,15 +148,15 @@ class Layout:
         return jnp.asarray(math.prod(map(x.shape.__getitem__, self.reduced)), self.dtype)
 
     def examples(self, count: jax.Array) -> jax.Array:
-        """Returns the number of examples that `count` values are."""
+        """Converts a number of values of each feature into a number of examples."""
         return count / jnp.asarray(self.values_per_example, count.dtype)
 
 
 def vary_like(vectors: Sequence[jax.Array], like: jax.Array) -> Sequence[jax.Array]:
     """Marks vectors of one shape as varying over every named axis that `like` varies over.
 
-    `jax.shard_map` with `check_vma` would do so for each of them; done for a stack of them, the
-    transpose is a single collective.
+    `jax.shard_map` with `check_vma` would mark each vector separately. The vectors are stacked and
+    marked together, so that the transpose is a single collective.
     """
     varying = jax.typeof(like).manual_axis_type.varying
     missing = varying - jax.typeof(vectors[0]).manual_axis_type.varying
@@ -164,11 +166,11 @@ def vary_like(vectors: Sequence[jax.Array], like: jax.Array) -> Sequence[jax.Arr
 
 
 def with_automatic_axes(f: Callable, x: jax.Array, *out_axes: Iterable[int]) -> Callable:
-    """Lets `f(x, ...)` index and reshape sharded axes, which explicit mesh axes would refuse.
+    """Returns `f` such that `f(x, ...)` may index and reshape axes that explicit mesh axes shard.
 
     Args:
       f: the function.
-      x: its first argument.
+      x: the first argument of `f`.
       *out_axes: for each result of `f`, the axes of `x` that the result has.
     """
     sharding = jax.typeof(x).sharding

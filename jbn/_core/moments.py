@@ -16,7 +16,7 @@ from jbn._core.shards import AxisName, Groups, Shards, freeze_groups
 from jbn._core.shifted_means import shifted_means
 
 SAVE_POINT = "jbn.save_point"
-"""What `jbn.save_norm_inputs` saves: the arrays of this name."""
+"""The name of the arrays that `jbn.save_norm_inputs` saves."""
 
 
 @exportable
@@ -24,12 +24,12 @@ class Moments(NamedTuple):
     """Statistics of a batch, for each feature.
 
     Attributes:
-      mean: `[*features]` mean, float32 or wider.
-      var: `[*features]` biased variance, E[(x - mean)^2], of the same dtype.
-      count: `[]` number of valid values behind each of them, of the same dtype. If it is 0, mean
-        and variance are 0.
-      examples: `[]` number of examples behind them, of the same dtype: the count divided by the
-        number of values that an example has.
+      mean: `[*features]` mean, in float32 or wider.
+      var: `[*features]` biased variance, E[(x - mean)^2], in the same dtype.
+      count: `[]` number of valid values of each feature, in the same dtype. If it is 0, the mean
+        and the variance are 0.
+      examples: `[]` number of examples, in the same dtype: the count divided by the number of
+        values that an example has for each feature.
     """
 
     mean: jax.Array
@@ -46,13 +46,14 @@ def moments(
     axis_name: AxisName | None = None,
     axis_index_groups: Groups | None = None,
 ) -> Moments:
-    """Returns mean, biased variance and count of each feature.
+    """Returns the mean, the biased variance and the count of each feature.
 
-    The variance follows from the means of x - shift and of its square. Its relative error grows
-    with ((mean - shift) / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
-    variance"). The shift is the mean of a random sample of sqrt(n) / 4 of the n positions, and of
-    the first valid one. On a CPU and a TPU it is 0 at first, and a second pass follows if a mean is
-    over 3 deviations from 0.
+    The variance is computed from the means of x - shift and of (x - shift)^2. Its relative error
+    grows with ((mean - shift) / std)^2 (Chan, Golub & LeVeque 1983, "Algorithms for computing the
+    sample variance"), so the shift must be near the mean. On a GPU, the shift is the mean of the
+    first valid position and a random sample of sqrt(n) / 4 of the n positions. On a CPU and a TPU,
+    the shift is 0 at first. If a mean is more than 3 standard deviations from 0, a second pass over
+    x follows. Its shift is the mean of such a sample on a CPU, and the first mean on a TPU.
 
     >>> import jax.numpy as jnp
     >>> batch = jbn.moments(jnp.array([[1.0], [3.0], [8.0]]))
@@ -60,20 +61,21 @@ def moments(
     [4.] 3.0
 
     Args:
-      x: `[...]` of a real floating-point dtype; float16 and bfloat16 are computed in float32.
+      x: `[...]` array of a real floating-point dtype. The arithmetic for float16 and bfloat16 is
+        in float32.
       axis: the feature axis or axes of x; all other axes are reduced.
-      mask: boolean, True at valid positions, as in `Norm.train`. Masked positions never enter the
-        computation, so they may hold NaN.
+      mask: boolean array, True at valid positions, as in `Norm.train`. Masked positions never enter
+        the computation, so they may hold NaN.
       axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. The
         moments equal those of the whole batch, even when shards hold different numbers of valid
         values, or none.
-      axis_index_groups: a partition of the shards; each group of shards is a batch of its own.
+      axis_index_groups: a partition of the shards; each group of shards is a separate batch.
 
     Returns:
-      The `Moments`, differentiable in both modes and to any order.
+      The `Moments`. They are differentiable in forward and reverse mode, to any order.
 
     Raises:
-      TypeError: `x` is not real floating point, or `mask` is not boolean.
+      TypeError: `x` has no real floating-point dtype, or `mask` is not boolean.
       ValueError: `axis`, `mask` or `axis_index_groups` does not fit `x` or the shards.
       NameError: `axis_name` is not bound.
     """
@@ -85,9 +87,10 @@ def moments(
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Returns the moments of two disjoint batches taken together.
+    """Returns the moments of the union of two disjoint batches.
 
-    Chan, Golub & LeVeque 1983, with the squared deviations divided by the count.
+    The formulas are those of Chan, Golub & LeVeque (1983), with the sums of squared deviations
+    divided by the count.
 
     >>> import jax.numpy as jnp
     >>> a, b = jbn.moments(jnp.array([[1.0], [3.0]])), jbn.moments(jnp.array([[8.0]]))
@@ -95,8 +98,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     [4.]
 
     Args:
-      a: moments of one batch, possibly empty.
-      b: moments of the other batch, of the same shapes.
+      a: the moments of one batch, which may be empty.
+      b: the moments of the other batch, with the same shapes.
     """
     count = a.count + b.count
     share = b.count / _or_one(count)
@@ -110,7 +113,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def moments_of(x: jax.Array, layout: Layout, shards: Shards) -> Moments:
-    """Returns the moments of an `x` from `Layout.where_valid`."""
+    """Returns the moments of an `x` whose masked positions are 0."""
     shift, offset, var, count = shifted_moments(x, layout, shards)
     return Moments(shift + offset, var, count, layout.examples(count))
 
@@ -119,13 +122,13 @@ _moments_once = jax.jit(moments_of, static_argnums=2)
 
 
 class ShiftedMoments(NamedTuple):
-    """Moments whose mean is `shift + offset`, two parts that together lose no digits.
+    """Moments whose mean is `shift + offset`, two parts, so that the mean loses no digits.
 
     Attributes:
-      shift: `[*features]` near the mean; carries no gradient.
+      shift: `[*features]` values near the mean; they carry no gradient.
       offset: `[*features]` mean of x - shift.
       var: `[*features]` biased variance.
-      count: `[]` number of values behind each of them.
+      count: `[]` number of valid values of each feature.
     """
 
     shift: jax.Array
@@ -136,14 +139,14 @@ class ShiftedMoments(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def shifted_moments(x: jax.Array, layout: Layout, shards: Shards) -> ShiftedMoments:
-    """Returns the moments of an `x` from `Layout.where_valid`, over all shards."""
+    """Returns the moments, over all shards, of an `x` whose masked positions are 0."""
     here = _moments_here(x, layout)
     return here if shards.axis_name is None else merge_rows(gather(here, shards))
 
 
 @shifted_moments.defjvp
 def _shifted_moments_jvp(shards, primals, tangents):
-    """The tangents: dmean = sum(dx) / n, dvar = 2 sum((x - mean) dx) / n, over all shards."""
+    """Returns dmean = sum(dx) / n and dvar = 2 sum((x - mean) dx) / n, summed over all shards."""
     x, layout = primals
     out = jax.tree.map(save_point, shifted_moments(x, layout, shards))
 
@@ -157,23 +160,23 @@ def _shifted_moments_jvp(shards, primals, tangents):
 
 
 def save_point(x: jax.Array) -> jax.Array:
-    """Returns `x`, named `SAVE_POINT`."""
-    # This identity is what everyone uses, and the backward pass repeats it. Without it, each
-    # derivative rule would save a copy of its own. XLA would remove a product by 1, and then save
-    # more.
+    """Returns `x` with the name `SAVE_POINT`."""
+    # All derivative rules use the result of this identity, and the backward pass repeats it.
+    # Without it, each rule would save its own copy. A product by 1 does not work: XLA removes it,
+    # and then saves more.
     form = jnp.finfo(x.dtype)
     return lax.reduce_precision(checkpoint_name(x, SAVE_POINT), form.nexp, form.nmant)
 
 
 def save_input(x: jax.Array) -> jax.Array:
-    """Returns `x`, named `SAVE_POINT`, so that a CPU's compiler can take it into its sums."""
+    """Returns `x` with the name `SAVE_POINT`, such that XLA on a CPU can fuse it into sums."""
     form = jnp.finfo(x.dtype)
     return _rounded_elsewhere(checkpoint_name(x, SAVE_POINT), form.nexp, form.nmant)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _rounded_elsewhere(x: jax.Array, exponent_bits: int, mantissa_bits: int) -> jax.Array:
-    """Returns `x`, on a CPU as it is; elsewhere rounded to the precision that it has."""
+    """Returns `x`: unchanged on a CPU, elsewhere rounded to the precision that it already has."""
     rounded = functools.partial(
         lax.reduce_precision, exponent_bits=exponent_bits, mantissa_bits=mantissa_bits
     )
@@ -186,7 +189,7 @@ def _rounded_elsewhere_jvp(exponent_bits, mantissa_bits, primals, tangents):
 
 
 def merge_rows(rows: ShiftedMoments) -> ShiftedMoments:
-    """Returns the merged moments of batches stacked on the first axis, some of them empty."""
+    """Merges the moments of batches stacked on the first axis; some batches may be empty."""
     counts = jnp.expand_dims(rows.count, range(1, rows.var.ndim))
     count = jnp.sum(rows.count, 0)
     weight = counts / _or_one(count)
@@ -199,7 +202,7 @@ def merge_rows(rows: ShiftedMoments) -> ShiftedMoments:
 
 
 def gather(here: ShiftedMoments, shards: Shards) -> ShiftedMoments:
-    """Returns the moments of all shards, stacked on a new first axis, by one collective."""
+    """Stacks the moments of all shards on a new first axis, with one collective."""
     count = jnp.expand_dims(here.count, range(here.count.ndim, here.var.ndim))
     rows = jnp.stack([*here[:3], jnp.broadcast_to(count, here.var.shape)])
     shift, offset, var, count = jnp.moveaxis(shards.gather(rows), 1, 0)
@@ -208,16 +211,16 @@ def gather(here: ShiftedMoments, shards: Shards) -> ShiftedMoments:
 
 
 def sums_over_count(terms, count, layout: Layout, shards: Shards) -> list[jax.Array]:
-    """Returns the sum of each term over the batch, divided by the count, by one collective."""
+    """Sums each term over the batch and divides it by the count, with one collective."""
     sums = [jnp.sum(term, layout.reduced) for term in terms]
     if shards.axis_name is not None:
         sums = shards.sum(jnp.stack(sums))
     return [total / jnp.maximum(count, 1) for total in sums]
 
 
-@jax.jit  # The derivative rule calls it, too, and shares its trace.
+@jax.jit  # The derivative rule calls it as well, and shares its trace.
 def _moments_here(x, layout) -> ShiftedMoments:
-    """The moments of this shard alone."""
+    """Returns the moments of this shard alone."""
     count = layout.count(x)
     if x.size == 0:
         shift, offset, var = vary_like((jnp.zeros(layout.feature_shape, layout.dtype),) * 3, x)

@@ -29,21 +29,21 @@ def normalize(
     [-1.  3.]
 
     Args:
-      x: `[...]` of a real floating-point dtype.
-      mean: `[*features]` what to subtract.
-      gain: `[*features]` what to multiply by.
-      bias: `[*features]` what to add.
+      x: `[...]` array of a real floating-point dtype.
+      mean: `[*features]` values to subtract.
+      gain: `[*features]` factors.
+      bias: `[*features]` values to add.
       axis: the feature axis or axes of `x`.
-      mask: boolean, True at valid positions, as in `Norm.train`. Where it is False, y is `bias`,
-        and x is not computed with and has no gradient.
-      dtype: the dtype of y; by default that of `x`. The arithmetic is in float32 or wider.
+      mask: boolean array, True at valid positions, as in `Norm.train`. At masked positions, y is
+        `bias`, and the value of `x` is not used and has no gradient.
+      dtype: the dtype of y; by default the dtype of `x`. The arithmetic is in float32 or wider.
 
     Returns:
-      y, of the shape of `x`, differentiable in both modes and to any order. Reverse mode saves `x`
-      in its own dtype and vectors, nothing else.
+      y, with the shape of `x`. It is differentiable in forward and reverse mode, to any order.
+      Reverse mode saves only vectors and `x`, in its own dtype.
 
     Raises:
-      TypeError: `x` is not real floating point, or `mask` is not boolean.
+      TypeError: `x` has no real floating-point dtype, or `mask` is not boolean.
       ValueError: `axis`, `mask`, `mean`, `gain` or `bias` does not fit `x`.
     """
     x = jnp.asarray(x)
@@ -59,7 +59,7 @@ def apply(statistics, scale, bias, x, layout, dtype) -> jax.Array:
 
 
 def affine(x, mean, gain, bias, layout: Layout, dtype: DTypeLike | None) -> jax.Array:
-    """Returns `normalize` of an `x` from `Layout.where_valid`."""
+    """Computes `normalize` of an `x` whose masked positions are 0."""
     wide = np.result_type(layout.dtype, mean.dtype, gain.dtype, bias.dtype)
     mean, gain, bias = mean.astype(wide), gain.astype(wide), bias.astype(wide)
     return _affine(x, mean, gain, bias, layout, jnp.dtype(dtype or x.dtype))
@@ -73,8 +73,8 @@ def _affine(x, mean, gain, bias, layout, dtype):
     if layout.mask is not None:
         gain, bias = layout.expand(gain, bias)
         return (layout.minus(x, mean) * gain + bias).astype(dtype)
-    # As (x - root) * gain, where root is the x that gives 0: an operation less on every element,
-    # with which a GPU's compiler recomputes y in the backward pass rather than save a mask of it.
+    # As (x - root) * gain, where y is 0 at x = root. This is one operation less per element, so
+    # that XLA on a GPU recomputes y in the backward pass instead of saving a mask of it.
     gain = _away_from_zero(gain, bias)
     root = mean - bias / jnp.where(gain == 0, jnp.ones_like(gain), gain)
     root, gain = layout.expand(root, gain)
@@ -83,7 +83,7 @@ def _affine(x, mean, gain, bias, layout, dtype):
 
 @_affine.defjvp
 def _affine_jvp(dtype, primals, tangents):
-    """The tangent: dy = dx * gain + (x - mean) * dgain + (dbias - dmean * gain)."""
+    """Returns dy = dx * gain + (x - mean) * dgain + (dbias - dmean * gain)."""
     x, mean, gain, _, layout = primals
     dx, *dvectors, _ = tangents
 
@@ -103,12 +103,12 @@ def _affine_jvp(dtype, primals, tangents):
 
 
 def _apart(operands):
-    """Returns the operands of a sum; on a CPU, the compiler does not see their other uses.
+    """Returns the operands of a sum; on a CPU, barriers hide their other uses from XLA.
 
-    It adds up terms as it computes them from memory, but if the terms have another use, it writes
-    them to memory first.
+    XLA on a CPU fuses the computation of terms into their sum. If the terms have another use, it
+    writes them to memory first.
     """
-    # Arrays one by one, since one barrier would make all vary over the same named axes.
+    # One barrier for each array: a common one would make all vary over the same named axes.
     barriers = functools.partial(jax.tree.map, lax.optimization_barrier)
     return lax.platform_dependent(operands, cpu=barriers, default=tuple)
 
@@ -119,13 +119,14 @@ def _gain(rstd, scale):
 
 
 def _away_from_zero(gain, bias):
-    """Returns a gain by which the bias can be divided, of the same effect as `gain`.
+    """Returns a gain that the bias can be divided by, with the same effect on y as `gain`.
 
-    The least is the bias times a power of 2 so small that x - root is -bias / gain to the last
-    digit, and y is the bias exactly for a scale of 0. Without a bias, any gain will do.
+    The least gain is the bias times a power of 2. The power is so small that x - root equals
+    -bias / gain to the last digit, so y is exactly the bias where the scale is 0. Where the bias is
+    0, every gain is allowed.
     """
     tiny = float(jnp.finfo(gain.dtype).tiny)
-    bias = bias + jnp.zeros_like(gain)  # With the sharding of both.
+    bias = bias + jnp.zeros_like(gain)  # With the shardings of both.
     least = jnp.maximum(jnp.abs(bias) * (64 * tiny), jnp.asarray(tiny, gain.dtype))
     least = jnp.where(bias == 0, jnp.zeros_like(bias), least)
     return jnp.where(jnp.abs(gain) < least, least, gain)

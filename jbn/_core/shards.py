@@ -1,4 +1,4 @@
-"""Sums and gathers over named axes: pmap, shard_map or vmap, over all shards or in groups."""
+"""Sums and gathers over named axes (pmap, shard_map, vmap), over all shards or within groups."""
 
 import dataclasses
 from collections.abc import Hashable, Sequence
@@ -13,17 +13,17 @@ Groups = Sequence[Sequence[int]]
 
 
 def freeze_groups(groups: Groups | None) -> tuple[tuple[int, ...], ...] | None:
-    """Returns `axis_index_groups` as tuples, which are hashable."""
+    """Returns `axis_index_groups` as nested tuples, which are hashable."""
     return None if groups is None else tuple(tuple(int(i) for i in group) for group in groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The shards that hold a batch together.
+    """The shards over which a batch is spread.
 
     Attributes:
       axis_name: the named axis or axes over which the batch is spread; None if it is not.
-      groups: a partition of the shards, each group of which is a batch of its own; None if all
+      groups: a partition of the shards, in which each group is a separate batch; None if all
         shards are one batch.
     """
 
@@ -38,7 +38,7 @@ class Shards:
             return False
 
     def size(self) -> int:
-        """Returns how many shards are normalized together.
+        """Returns the number of shards that are normalized together.
 
         Raises:
           NameError: `axis_name` is not bound where this is called.
@@ -59,19 +59,20 @@ class Shards:
         if sorted(sum(self.groups, ())) != list(range(size)) or len(lengths) != 1:
             raise ValueError(
                 f"axis_index_groups={self.groups} must place each of the {size} shards of "
-                f"axis_name={self.axis_name!r} in one group, all groups of one size."
+                f"axis_name={self.axis_name!r} in exactly one group, and all groups must have the "
+                "same size."
             )
         return lengths.pop()
 
     def index(self) -> jax.Array:
-        """Returns the index of this shard among all."""
+        """Returns the index of this shard among all shards."""
         return lax.axis_index(self.axis_name)
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Returns the sum of `x` over the shards of this shard's group.
 
         `lax.psum` refuses `axis_index_groups` under `vmap` and under `shard_map` with `check_vma`,
-        so each group adds up in a slot of its own.
+        so each group is summed in its own slot.
         """
         if self.groups is None:
             return lax.psum(x, self.axis_name)
@@ -81,8 +82,9 @@ class Shards:
     def gather(self, x: jax.Array) -> jax.Array:
         """Returns `x` of every shard of this shard's group, stacked on a new first axis.
 
-        This is a sum of values in slots, not `lax.all_gather`: only of a sum does `shard_map` with
-        `check_vma` know that it is the same on all shards, and a sum runs under `vmap` too.
+        The shards place their values in slots, which are summed. Unlike the result of
+        `lax.all_gather`, a sum is known to be the same on all shards by `shard_map` with
+        `check_vma`; and it runs under `vmap` as well.
         """
         gathered = self._place(x, self.index(), lax.axis_size(self.axis_name))
         if self.groups is None:

@@ -1,7 +1,7 @@
-"""Means of x - shift and of its square, where the shift keeps the digits of the variance.
+"""Means of x - shift and of its square, with a shift that keeps the digits of the variance.
 
 The relative error of a variance from such means grows with ((mean - shift) / std)^2 (Chan, Golub &
-LeVeque 1983, "Algorithms for computing the sample variance"). Each platform has a form of its own.
+LeVeque 1983, "Algorithms for computing the sample variance"). Each platform has its own form.
 """
 
 import functools
@@ -16,14 +16,14 @@ from jax import lax
 from jbn._core.layout import Layout, vary_like, with_automatic_axes
 
 FAR = 3
-"""How many deviations from 0 a mean may be for means of x itself and its square."""
+"""The largest distance of a mean from 0, in standard deviations, that needs no shift."""
 
 
 class ShiftedMeans(NamedTuple):
     """Means over the valid positions of a batch, for each feature.
 
     Attributes:
-      shift: `[*features]` what was subtracted.
+      shift: `[*features]` the values that were subtracted.
       mean: `[*features]` mean of x - shift.
       square: `[*features]` mean of (x - shift)^2.
     """
@@ -34,11 +34,11 @@ class ShiftedMeans(NamedTuple):
 
 
 def shifted_means(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedMeans:
-    """Returns the means of an `x` from `Layout.where_valid`.
+    """Returns the means of an `x` whose masked positions are 0.
 
     Args:
-      x: `[...]` of a real floating-point dtype, not empty.
-      layout: of x.
+      x: `[...]` array of a real floating-point dtype, not empty.
+      layout: the layout of x.
       size: `[]` number of valid positions, or 1 if there are none.
     """
     return lax.platform_dependent(
@@ -52,10 +52,10 @@ def shifted_means(x: jax.Array, layout: Layout, size: jax.Array) -> ShiftedMeans
 
 
 def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
-    """Means of x and x^2 or, if a mean is far from 0, of x - shift and its square.
+    """Returns means of x and x^2 or, if a mean is far from 0, of x - shift and its square.
 
-    The first sums need no element of x beforehand, so a TPU's compiler makes them a part of the
-    convolution that computes x.
+    The first sums need no element of x beforehand, so XLA on a TPU fuses them into the convolution
+    that computes x.
     """
     first, second = _for_two_sums(x)
     mean = jnp.sum(first.astype(layout.dtype), layout.reduced) / size
@@ -73,9 +73,9 @@ def _about_0_unless_far(x, layout, size) -> ShiftedMeans:
 
 @jax.custom_batching.custom_vmap
 def _all_true(condition) -> jax.Array:
-    """Whether a condition holds for all features and, under `vmap`, for all members.
+    """Returns whether a condition holds for all features and, under `vmap`, for all members.
 
-    `lax.cond` computes both of its branches if each member has a condition of its own.
+    If each member had its own condition, `lax.cond` would compute both of its branches.
     """
     return jnp.all(condition)
 
@@ -85,19 +85,19 @@ def _all_true_for_all_members(axis_size, is_batched, condition):
     return _all_true(condition), False
 
 
-@jax.jit  # It is traced for several platforms.
+@jax.jit  # The branches of several platforms share its trace.
 def _about_mean_of_sample(x, layout, size) -> ShiftedMeans:
-    """Means of x - shift and its square, where the shift is the mean of a random sample of x."""
+    """Returns means of x - shift and its square, with the mean of a sample of x as the shift."""
     shift = with_automatic_axes(_mean_of_sample, x, layout.axes)(x, layout)
     sums = _sums(shift, x, layout)
     return ShiftedMeans(shift, sums[0] / size, sums[1] / size)
 
 
 def _about_mean_by_slices(mean, x, layout, size) -> ShiftedMeans:
-    """Means of x - mean and its square on a TPU, which would gather a sample from a copy of x.
+    """Returns means of x - mean and its square, on a TPU, which would copy x to gather a sample.
 
-    Where a mean is so large, from about 1e25, that the square of its rounding error is infinite,
-    the variance is not finite.
+    The variance is not finite where the mean is so large (about 1e25 or more) that the square of
+    its rounding error is infinite.
     """
     if len(layout.reduced) > 1 and isinstance(x.shape[layout.reduced[-1]], int):
         sums = _sums_by_slices(mean, x, layout)
@@ -108,25 +108,25 @@ def _about_mean_by_slices(mean, x, layout, size) -> ShiftedMeans:
 
 @jax.jit
 def _sums(shift, x, layout):
-    """The sums of x - shift and of its square."""
+    """Returns the sums of x - shift and of its square."""
     (layout, *operands), (same_layout, *same) = _for_two_sums((layout, x, shift))
     total = jnp.sum(layout.minus(*operands), layout.reduced)
     return total, jnp.sum(same_layout.minus(*same) ** 2, layout.reduced)
 
 
 def _for_two_sums(terms):
-    """Returns terms twice; on a CPU, the compiler does not see that both are the same.
+    """Returns terms twice; on a CPU, a barrier hides from XLA that both are the same.
 
-    It adds up terms as it computes them from memory, but if they have another use, it writes them
-    to memory first.
+    XLA on a CPU fuses the computation of terms into their sum. If the terms have another use, it
+    writes them to memory first.
     """
     return lax.platform_dependent((terms, terms), cpu=lax.optimization_barrier, default=tuple)
 
 
 def _sums_by_slices(shift, x, layout):
-    """The same sums on a TPU, added up over slices of the innermost reduced axis.
+    """Returns the results of `_sums`, added up over slices of the innermost reduced axis.
 
-    To reduce several axes at once, the TPU would copy x into another layout.
+    XLA on a TPU would copy x into another layout to reduce several axes at once.
     """
     inner = layout.reduced[-1]
     slices = math.gcd(x.shape[inner], 8)
@@ -147,7 +147,7 @@ def _sums_by_slices(shift, x, layout):
 
 
 def _mean_of_sample(x, layout) -> jax.Array:
-    """The mean of the first valid element and of a random sample; 0 if none of it is valid."""
+    """Returns the mean of the first valid element and a random sample; 0 if none is valid."""
     at = _sampled_positions(tuple(map(x.shape.__getitem__, layout.reduced)))
     if layout.mask is None:
         rows = _pick(x, layout.reduced, at).astype(layout.dtype)
@@ -163,10 +163,10 @@ def _mean_of_sample(x, layout) -> jax.Array:
 
 
 def _sampled_positions(shape) -> np.ndarray | jax.Array:
-    """The indices `[axes, samples]` of the first position and of random ones."""
+    """Returns the indices `[axes, samples]` of the first position and of random positions."""
     positions = math.prod(shape)
     samples = math.isqrt(positions) // 4 if isinstance(positions, int) else 1024
-    # Random, since a fixed stride would meet the rows of images; from a seed, to be reproducible.
+    # Random, since a fixed stride could match the rows of images; seeded, to be reproducible.
     shares = np.random.default_rng(0).random((len(shape), 1 + samples))
     shares[:, 0] = 0
     if isinstance(positions, int):
@@ -183,8 +183,8 @@ def _pick(array, axes, at) -> jax.Array:
     index: list[Any] = [slice(None)] * array.ndim
     for axis, indices in zip(axes, at, strict=True):
         index[axis] = indices
-    # Of arrays of indices a sharded x is gathered from where it lies, while a dynamic slice would
-    # copy all of it to every device.
+    # With arrays of indices, each device gathers from its own part of a sharded x. A dynamic slice
+    # would copy all of x to every device.
     picked = array.at[tuple(index)].get(mode="promise_in_bounds")
     adjacent = axes[-1] - axes[0] == len(axes) - 1
     return jnp.moveaxis(picked, axes[0] if adjacent else 0, 0)

@@ -1,4 +1,4 @@
-"""Options as values: equal, hashable, picklable and printable; numbers among them may be traced."""
+"""The base class of objects that are defined by their options, and checks of options."""
 
 import functools
 import inspect
@@ -20,10 +20,10 @@ Number = float | np.number | jax.Array
 class Value:
     """Base class of norms, methods, decays and activations: each subclass is a frozen dataclass.
 
-    Equal options make equal values, so `jax.jit` compiles once for all of them. A value is also a
-    pytree whose leaves are the options that are traced, as under `jax.vmap` over a decay; usually
-    there are none. NumPy and JAX scalars that are not traced become Python numbers, and lists
-    become tuples.
+    Values are hashable, picklable and printable. Values with equal options are equal, so `jax.jit`
+    compiles once for all of them. A value is also a pytree. Its leaves are the options that are
+    traced, for instance the decay under `jax.vmap` over decays; usually there are none. NumPy and
+    JAX scalars that are not traced become Python numbers, and lists become tuples.
 
     Raises:
       TypeError: an option is not hashable.
@@ -36,7 +36,7 @@ class Value:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         inherited = getattr(cls, "__dataclass_fields__", {})
-        # An option that is assigned without its type gets a new default, too.
+        # Where a subclass assigns an option without a type, the option gets a new default.
         assigned = {name: inherited[name].type for name in vars(cls) if name in inherited}
         cls.__annotations__ = assigned | vars(cls).get("__annotations__", {})
         dataclass(frozen=True, kw_only=True, repr=False)(cls)
@@ -51,7 +51,7 @@ class Value:
         object.__setattr__(self, "_traced", traced)
 
     def __repr__(self) -> str:
-        """The expression that makes the value, without options that have their defaults."""
+        """Returns the expression that makes the value, without options that have their defaults."""
         defaults = inspect.signature(type(self)).parameters
         options = [
             f"{name}={_expression(value)}"
@@ -63,10 +63,10 @@ class Value:
 
 
 def require_number(name: str, value: Any, accept: Callable[[Any], bool], wanted: str) -> None:
-    """Checks an option that is a number, unless it is traced or a function.
+    """Checks an option that must be a number; it may also be traced, or a function.
 
     Raises:
-      ValueError: it is another kind of value, or a number that is not accepted.
+      ValueError: `value` is of another kind, or a number that `accept` refuses.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     unknown = callable(value) or isinstance(value, jax.Array)
@@ -75,10 +75,10 @@ def require_number(name: str, value: Any, accept: Callable[[Any], bool], wanted:
 
 
 def require_positive_integer(name: str, value: Any) -> None:
-    """Checks an option that counts something.
+    """Checks an option that must be a positive integer.
 
     Raises:
-      ValueError: it is not an integer, or not positive.
+      ValueError: `value` is not an integer, or not positive.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be a positive integer.")
@@ -88,7 +88,8 @@ def require_scalars(value: Any) -> None:
     """Checks that the traced options of a value are single numbers.
 
     Raises:
-      ValueError: one holds several numbers, as that of a population outside of its `jax.vmap`.
+      ValueError: an option holds several numbers, as the decays of a population do outside of the
+        `jax.vmap` over them.
     """
     if any(map(jnp.ndim, jax.tree.leaves(value))):
         raise ValueError(f"{value} holds several numbers in one option: use it under jax.vmap.")
@@ -127,8 +128,8 @@ def _frozen(name: str, value: Any) -> Any:
         if np.issubdtype(value.dtype, np.integer):
             return _frozen(name, value.tolist())
         raise ValueError(
-            f"{name} must be a number, got an array of shape {value.shape}: map over several "
-            "numbers by jax.vmap."
+            f"{name} must be a number, got an array of shape {value.shape}: to use several "
+            "numbers, map over them with jax.vmap."
         )
     try:
         hash(value)

@@ -1,6 +1,6 @@
-"""The fields and arguments of Flax's modules, in jbn's terms."""
+"""Translates the fields and arguments of Flax's modules to those of jbn, and checks them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +14,25 @@ from jbn._norms.domain import domain_norm
 from jbn._norms.norm import BatchNormParams, Norm, require_norm
 
 Where = Callable[[str], bool]
-"""Picks layers by their paths, which are joined by "/"."""
+"""A function that takes the path of a layer, joined by "/", and returns whether to pick it."""
 
 
 def everywhere(path: str) -> bool:
     """Picks every layer."""
     return True
+
+
+def require_where(where: object) -> None:
+    """Checks an argument `where`, which picks layers.
+
+    Raises:
+      TypeError: `where` is not a function.
+    """
+    if not callable(where):
+        raise TypeError(
+            f"where={where!r} must be a function of the path of a layer, such as "
+            "lambda path: 'block_1' in path."
+        )
 
 
 def calls_as_one_of(kind: type, others: tuple[type, ...]) -> bool:
@@ -28,7 +41,7 @@ def calls_as_one_of(kind: type, others: tuple[type, ...]) -> bool:
 
 
 def as_floating(x: ArrayLike) -> jax.Array:
-    """Returns `x` as an array, and integers as float32, as Flax's norms take them."""
+    """Returns `x` as an array; integers become float32, as in Flax's norms."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
@@ -42,12 +55,12 @@ def norm_from_fields(module: Any, params: BatchNormParams, x: ArrayLike) -> Norm
 
 
 def per_domain(norm: Norm | domain_norm) -> Norm:
-    """Returns the norm of each domain, or the norm itself."""
+    """Returns the norm inside of a `domain_norm`, or the norm itself."""
     return norm.norm if isinstance(norm, domain_norm) else norm
 
 
 def stored_fields(norm: Norm | domain_norm, state: Any) -> dict[str, jax.Array]:
-    """Returns the fields of a state that modules store: a count only where the norm needs it."""
+    """Returns the fields of a state that modules store; the count only if the norm needs it."""
     fields = state._asdict()
     if not per_domain(norm).needs_count:
         fields.pop("count", None)
@@ -58,9 +71,9 @@ def stack_like(stacked: jax.Array, feature_shape: tuple[int, ...], field: jax.Ar
     """Returns a field of the state of one layer, repeated for a stack of layers.
 
     Args:
-      stacked: a field of the stack, whose shape in one layer is `feature_shape`.
-      feature_shape: likewise.
-      field: `[]` or `[*features]`, of one layer.
+      stacked: a field of the stack.
+      feature_shape: the shape of that field in one layer.
+      field: `[]` or `[*features]` field of one layer.
     """
     shape, rank = stacked.shape, len(feature_shape)
     starts = range(stacked.ndim - rank, -1, -1)
@@ -71,10 +84,10 @@ def stack_like(stacked: jax.Array, feature_shape: tuple[int, ...], field: jax.Ar
 
 
 def require_module_norm(norm: object) -> None:
-    """Checks the norm of a module, or the one that replaces it.
+    """Checks the norm of a module, or the norm that replaces it.
 
     Raises:
-      TypeError: it is not a `jbn.Norm`.
+      TypeError: `norm` is not a `jbn.Norm`.
     """
     if isinstance(norm, domain_norm):
         raise TypeError(f"norm={norm} has domains: use DomainNorm, whose calls take the domain.")
@@ -85,17 +98,31 @@ def require_domain_norm(norm: object) -> None:
     """Checks the norm of a DomainNorm.
 
     Raises:
-      TypeError: it is not a `jbn.domain_norm`.
+      TypeError: `norm` is not a `jbn.domain_norm`.
     """
     if not isinstance(norm, domain_norm):
         raise TypeError(f"norm={norm!r} must be a jbn.domain_norm(norm, num_domains).")
 
 
-def require_same_params(layer: str, params: BatchNormParams, wanted: BatchNormParams) -> None:
-    """Checks that a norm learns what a layer learns.
+def require_initializers_fit(params: BatchNormParams, initializers: Mapping[str, Any]) -> None:
+    """Checks that initializers are given only for parameters that a norm has.
 
     Raises:
-      ValueError: one has a scale or bias, the other has none.
+      ValueError: there is an initializer for a scale or bias that the norm does not have.
+    """
+    for name, value in params._asdict().items():
+        if value is None and initializers[name] is not None:
+            raise ValueError(
+                f"{name}_init={initializers[name]!r} is given, but the norm has no {name}: choose "
+                f"use_{name}=True for the norm, or leave {name}_init out."
+            )
+
+
+def require_same_params(layer: str, params: BatchNormParams, wanted: BatchNormParams) -> None:
+    """Checks that a norm and a layer both have a scale or not, and both have a bias or not.
+
+    Raises:
+      ValueError: one has a scale or bias, and the other has none.
     """
     for name, value in params._asdict().items():
         if (value is None) != (getattr(wanted, name) is None):
@@ -110,7 +137,7 @@ def require_same_axis(layer: str, axis: Axes, norm: Norm | domain_norm, ndim: in
     """Checks that a norm has the feature axes of a layer; `ndim` is the rank of x, if known.
 
     Raises:
-      ValueError: it has others.
+      ValueError: the norm has other feature axes.
     """
 
     def positions(axes: Axes) -> list[int]:
@@ -120,7 +147,7 @@ def require_same_axis(layer: str, axis: Axes, norm: Norm | domain_norm, ndim: in
     if positions(axis) != positions(other):
         raise ValueError(
             f"layer {layer!r} has its features on axis={axis} and the norm on axis={other}: "
-            f"choose axis={axis} for the norm, or leave the layer out by `where`."
+            f"choose axis={axis} for the norm, or exclude the layer with `where`."
         )
 
 

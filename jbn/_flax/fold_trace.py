@@ -1,8 +1,8 @@
-"""Finds out which linear layer feeds which norm of a model, from a trace of it.
+"""Finds the linear layer that feeds each norm of a model, from a trace of the model.
 
-The front ends mark the outputs of linear layers and the inputs of norms while the model is traced.
-A norm can be folded if its marked input is the marked output of a layer, and nothing else uses
-either that output or the layer's kernel.
+`jbn.linen.fold` and `jbn.nnx.fold` mark the outputs of linear layers and the inputs of norms while
+the model is traced. A norm can be folded if its marked input is the marked output of a layer, and
+nothing else uses this output or the layer's kernel.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ class Call(NamedTuple):
     """How a norm was called in the trace.
 
     Attributes:
-      norm: the module, of which only the linear part is folded.
-      ndim: rank of x.
-      dtype: of y.
-      activation: of the norm, which stays; or None.
-      refusal: why the norm cannot be folded, as far as its call shows it.
+      norm: the module. Only the linear part of its norm is folded.
+      ndim: the rank of x.
+      dtype: the dtype of y.
+      activation: the activation of the norm, which is not folded; None if it has none.
+      refusal: the reason why the norm cannot be folded; None if its call shows no reason.
     """
 
     norm: Any
@@ -44,17 +44,19 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, module: Any, y: jax.Array, masked: bool, activation: Any) -> "Call":
-        """Returns what a call shows; `activation` is that of the norm."""
+        """Describes a call with output y; `activation` is the activation of the norm, or None."""
         axes = Layout.of(y, getattr(module, "norm", module).axis).axes
         refusal = None
         if masked:
             refusal = "it is called with a mask"
         elif axes != (y.ndim - 1,):
-            refusal = f"it normalizes axes {axes} of its input, not the last, of the features"
+            refusal = (
+                f"it normalizes axes {axes} of its input, and the layer's features are on the last"
+            )
         return cls(module, y.ndim, y.dtype, activation, refusal)
 
     def finish(self, x: jax.Array) -> jax.Array:
-        """Returns what the norm does after its linear part has been folded."""
+        """Applies the parts of the norm that were not folded: its dtype and its activation."""
         y = x.astype(self.dtype)
         return y if self.activation is None else self.activation.apply(y).astype(self.dtype)
 
@@ -63,8 +65,8 @@ class Traced(NamedTuple):
     """Which norms can be folded.
 
     Attributes:
-      layers: by norm, the layer into which it can be folded.
-      refused: by norm, the reason why it cannot be folded.
+      layers: for each norm that can be folded, its layer.
+      refused: for each other norm, the reason why it cannot be folded.
     """
 
     layers: dict[str, str]
@@ -80,9 +82,9 @@ def trace(model: Callable[[Any], Any], variables: Any, kernel: Callable[[Any, st
     """Traces `model(variables)` and finds the layer of each norm.
 
     Args:
-      model: marks its arrays by `mark`.
+      model: a function that marks its arrays with `mark`.
       variables: a pytree of arrays.
-      kernel: `kernel(variables, layer)` picks the kernel of a layer out of the variables.
+      kernel: `kernel(variables, layer)` returns the kernel of a layer.
     """
     jaxpr = jax.make_jaxpr(model)(variables).jaxpr
     uses = _uses(jaxpr)
@@ -103,7 +105,7 @@ def trace(model: Callable[[Any], Any], variables: Any, kernel: Callable[[Any, st
         if len(calls) > 1:
             return "it is called more than once"
         if layer is None:
-            return "its input is not, unchanged, the output of a linear layer"
+            return "its input is not the unchanged output of a linear layer"
         if output_uses > 1:
             return f"the output of {layer!r} is used elsewhere as well"
         if layer_calls[layer] > 1 or kernel(variable_uses, layer) > 1:
@@ -118,11 +120,11 @@ def trace(model: Callable[[Any], Any], variables: Any, kernel: Callable[[Any, st
 def fold_each(
     traced: Traced, calls: Mapping[str, Call], fold_one: Callable[[str, str], None], strict: bool
 ) -> Traced:
-    """Folds each norm that can be folded, and returns which were folded and which refused.
+    """Folds each norm that can be folded, and returns the folded and the refused norms.
 
     Args:
       traced: the result of `trace`.
-      calls: by norm, how it was called.
+      calls: the call of each norm.
       fold_one: `fold_one(norm, layer)` folds a norm, or raises an error and changes nothing.
       strict: whether a norm that cannot be folded is an error.
 
@@ -142,25 +144,25 @@ def fold_each(
     if strict and refused:
         reasons = "".join(f"\n  {norm}: {why}." for norm, why in refused.items())
         raise ValueError(
-            f"{len(refused)} norms cannot be folded; strict=False leaves them as they are.{reasons}"
+            f"{len(refused)} norms cannot be folded; strict=False leaves them unchanged.{reasons}"
         )
     return Traced(folded, refused)
 
 
 def linear_part(norm: Norm) -> tuple[Norm, InvertibleActivation | None]:
-    """Returns the norm without its activation and with a wide output, and the activation."""
+    """Returns the norm without its activation and output dtype, and the activation."""
     if isinstance(norm, frozen):
         linear, activation = linear_part(norm.norm)
         return dataclasses.replace(norm, norm=linear), activation
     if not isinstance(norm, Method):
         return norm, None
-    # Not None: with an activation, small scales count as larger ones.
+    # Not None, since a norm with an activation has a least scale.
     linear = None if norm.activation is None else identity()
     return dataclasses.replace(norm, dtype=None, activation=linear), norm.activation
 
 
 def require_feature_vectors(vectors: Mapping[str, Any], features: int) -> None:
-    """Checks that a norm, of which Flax checks little, has one value per feature of a layer.
+    """Checks that vectors of a norm have one value per feature of a layer, as Flax does not.
 
     Raises:
       ValueError: a vector has another shape.
@@ -180,8 +182,8 @@ def require_inference(norm: str, module: Any, use_running_average: bool | None) 
     """
     if not (module.use_running_average if use_running_average is None else use_running_average):
         raise ValueError(
-            f"norm {norm!r} is called in training mode: fold a model, and call what was folded, in "
-            "inference, such as with train=False or after model.eval()."
+            f"norm {norm!r} is called in training mode: fold a model, and call the folded model, "
+            "in inference mode, for example with train=False or after model.eval()."
         )
 
 
@@ -197,7 +199,7 @@ def _marked(jaxpr: Jaxpr, kind: Kind) -> Iterator[tuple[JaxprEqn, str]]:
 
 
 def _uses(jaxpr: Jaxpr) -> Counter[Any]:
-    """How often each variable of the program is read or returned."""
+    """Counts how often each variable of the program is read or returned."""
     reads = [*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars]
     return Counter(atom for atom in reads if isinstance(atom, Var))
 

@@ -1,4 +1,4 @@
-"""Which values of converted layers go into which variables of a model's norms."""
+"""Matches converted layers with the norms of a model, and their values with its variables."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from jbn.convert import Layer
 def match_paths(
     layers: Mapping[str, Layer], norms: Iterable[str], strict: bool
 ) -> dict[str, Layer]:
-    """Returns the layers by the paths of the model's norms.
+    """Returns the layers by path, after a check of their paths against those of the norms.
 
     Raises:
       ValueError: `layers` has a path that is not in `norms`, or with `strict`, lacks one.
@@ -20,12 +20,14 @@ def match_paths(
     layers = {path.removesuffix("/"): layer for path, layer in layers.items()}
     norms = list(norms)
     if unknown := sorted(set(layers) - set(norms)):
-        raise ValueError(f"layers has {unknown}, which are no norms of the model: it has {norms}.")
+        raise ValueError(
+            f"layers has {unknown}, which are not norms of the model. The model has {norms}."
+        )
     missing = [path for path in norms if path not in layers]
     if strict and missing:
         raise ValueError(
-            f"layers has nothing for the norms {missing} of the model; strict=False leaves them as "
-            "they are."
+            f"layers has nothing for the norms {missing} of the model; strict=False leaves them "
+            "unchanged."
         )
     return layers
 
@@ -34,9 +36,10 @@ def new_values(path: str, layer: Layer, old: Mapping[str, Any]) -> dict[str, jax
     """Returns the values of a norm's variables, by name, in the shapes and dtypes of the old ones.
 
     Args:
-      path: of the norm.
-      layer: what it shall hold.
-      old: the arrays of its variables, such as scale, bias, mean, var and count, possibly abstract.
+      path: the path of the norm, for error messages.
+      layer: the layer with the new values.
+      old: the arrays of the norm's variables, such as scale, bias, mean, var and count; they may be
+        abstract.
 
     Raises:
       ValueError: a shape differs, or the layer has a scale or bias and the norm has none.
@@ -48,8 +51,8 @@ def new_values(path: str, layer: Layer, old: Mapping[str, Any]) -> dict[str, jax
             fields[name] = neutral(features)
         elif name not in old:
             raise ValueError(
-                f"layers[{path!r}] has a {name} and the norm of the model has none: make it with "
-                f"use_{name}=True."
+                f"layers[{path!r}] has a {name} and the norm of the model has none: make the norm "
+                f"with use_{name}=True."
             )
     for name in ("scale", "bias", "mean", "var"):
         if name in old and fields[name].shape != old[name].shape:

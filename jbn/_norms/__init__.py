@@ -1,1 +1,1 @@
-"""Norms: what a norm is, the methods, and what makes a norm of a method."""
+"""Norms: their interface, the base class for methods, and the methods."""

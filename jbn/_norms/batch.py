@@ -1,4 +1,4 @@
-"""Batch norm: normalize by the batch, remember a running average."""
+"""Batch norm: normalize by the batch, and average the statistics of the batches."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +20,7 @@ class BatchNormState(NamedTuple):
     Attributes:
       mean: `[*features]` running mean, float32 or wider; starts at 0.
       var: `[*features]` running variance, of the same dtype; starts at 1.
-      count: `[]` float32 number of updates; starts at 0. As an integer it would not survive an
-        average of states.
+      count: `[]` number of updates; starts at 0. It is float32, so that states can be averaged.
     """
 
     mean: jax.Array
@@ -32,8 +31,8 @@ class BatchNormState(NamedTuple):
 class batch_norm(Method[BatchNormState]):
     """Batch normalization (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167).
 
-    Training normalizes by the mean and the biased variance of the batch, inference by their running
-    averages.
+    Training normalizes by the mean and the biased variance of the batch. Inference normalizes by
+    their running averages.
 
     >>> import jax
     >>> norm = jbn.batch_norm(decay=0.9)
@@ -41,28 +40,31 @@ class batch_norm(Method[BatchNormState]):
     >>> x = jax.random.normal(jax.random.key(0), (32, 8, 8, 64))
     >>> y, state = norm.train(params, state, x)
     >>> y = norm.infer(params, state, x[:1])
+    >>> y.shape
+    (1, 8, 8, 64)
 
     Args:
       decay: the weight on the old running statistics, new = decay * old + (1 - decay) * batch
         (PyTorch's momentum is 1 - decay); or a function of the number of updates so far, such as
         `cumulative_decay` or `corrected_decay(0.99)`.
       epsilon: added to the variance before its square root.
-      unbiased: whether the running variance averages the unbiased one, as in PyTorch.
+      unbiased: whether the running variance averages the unbiased variances of the batches, as in
+        PyTorch.
       axis: the feature axis or axes of x; all other axes are reduced.
       axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. Not
         needed under jit with sharded inputs.
-      axis_index_groups: a partition of the shards of `axis_name`; each group is a batch of its own.
+      axis_index_groups: a partition of the shards of `axis_name`; each group is a separate batch.
       group_size: number of consecutive examples, counted over all shards, that are normalized
         together, as in `ghost_batch_norm`; by default all.
       activation: an activation to apply in place, as in `inplace_batch_norm`; by default none.
       use_scale: whether a scale is learned.
       use_bias: whether a bias is learned.
-      dtype: the dtype of y; by default that of x. Arithmetic and statistics are in float32 or
-        wider.
+      dtype: the dtype of y; by default the dtype of x. Arithmetic and statistics are in float32
+        or wider.
 
     Raises:
-      ValueError: an argument is out of range, or `group_size` goes with `axis_index_groups` or an
-        activation.
+      ValueError: an argument is out of range, or `group_size` is combined with
+        `axis_index_groups` or an activation.
     """
 
     decay: Decay = 0.99
@@ -111,17 +113,17 @@ def average(
 
 
 def at(option: Decay, count: jax.Array) -> Any:
-    """Returns a number, or the value of a function after `count` updates."""
+    """Returns an option after `count` updates: a number, or a function's value at the count."""
     return option(count) if callable(option) else option
 
 
 def update(
     state: BatchNormState, batch: Moments, decay: Decay, *, unbiased: bool = False
 ) -> BatchNormState:
-    """Returns decay * old + (1 - decay) * batch, or the old state after a bad batch.
+    """Returns running statistics after a batch: decay * old + (1 - decay) * batch.
 
-    A batch is bad if it has fewer than two values of a feature, or if its statistics or the new
-    ones are not finite.
+    Returns the old state if the batch has fewer than two valid values of a feature, or if its
+    moments or the new statistics are not finite.
 
     >>> import jax.numpy as jnp
     >>> _, state = jbn.batch_norm().init(1)
@@ -130,10 +132,11 @@ def update(
     [1.]
 
     Args:
-      state: the running statistics; their dtypes stay as they are.
-      batch: the moments of the batch; no gradient flows back into them.
+      state: the running statistics. The result has the same dtypes.
+      batch: the moments of the batch. No gradient flows back into them.
       decay: the weight on the old statistics, in [0, 1], or a function of `state.count`.
-      unbiased: whether the running variance averages n / (n - 1) var, as in PyTorch.
+      unbiased: whether the running variance averages the unbiased variances, n / (n - 1) * var, as
+        in PyTorch.
     """
     new = average(promote(state, batch), batch, decay, unbiased)
     return accept(state, batch, new, batch.count > 1)

@@ -14,8 +14,10 @@ Decay = Number | Callable[[jax.Array], ArrayLike]
 
 
 def cumulative_decay(count: jax.Array) -> jax.Array:
-    """Returns the decay t / (t + 1), which makes the state the plain mean over all batches so far.
+    """Returns the decay t / (t + 1), with which running statistics are the mean over all batches.
 
+    >>> import jax.numpy as jnp
+    >>> norm = jbn.batch_norm(decay=jbn.cumulative_decay)
     >>> print(jbn.cumulative_decay(jnp.int32(3)))
     0.75
 
@@ -26,17 +28,23 @@ def cumulative_decay(count: jax.Array) -> jax.Array:
 
 
 class corrected_decay(Value):
-    """A decay by which an exponential average does not depend on its initial value.
+    """A decay with which running averages do not depend on the initial statistics.
 
-    The average of t batches then weighs them as decay^(t-1), ..., decay, 1, normalized: Adam's bias
-    correction (Kingma & Ba 2015), folded into the update. The first batch replaces the initial
+    The running statistics after t batches are then a weighted mean of the statistics of these
+    batches, with weights proportional to decay^(t-1), ..., decay, 1. This is the bias correction of
+    Adam (Kingma & Ba 2015) as a part of the update. The first batch replaces the initial
     statistics.
 
+    >>> import jax.numpy as jnp
     >>> norm = jbn.batch_norm(decay=jbn.corrected_decay(0.9))
+    >>> params, state = norm.init(1)
+    >>> y, state = norm.train(params, state, jnp.array([[1.0], [3.0]]))
+    >>> print(state.mean)
+    [2.]
 
     Args:
-      decay: the limit of the weight on the old statistics, in [0, 1]. With 0 only the last batch
-        counts, with 1 it is `cumulative_decay`.
+      decay: the weight on the old statistics after many updates, in [0, 1]. With 0, only the last
+        batch counts. With 1, the decay equals `cumulative_decay`.
 
     Raises:
       ValueError: `decay` is out of range.
@@ -54,16 +62,16 @@ class corrected_decay(Value):
         decay = jnp.asarray(self.decay, jnp.float32)
         inside = (decay > 0) & (decay < 1)
         log = jnp.log(jnp.where(inside, decay, jnp.float32(0.5)))
-        # By expm1, 1 - decay^count is exact also where it is tiny.
+        # With expm1, 1 - decay^count is accurate even where it is tiny.
         ratio = jnp.expm1(count * log) / jnp.expm1((count + 1) * log)
         return decay * jnp.where(inside, ratio, cumulative_decay(count))
 
 
 def require_decay_and_epsilon(decay: Decay, epsilon: Number) -> None:
-    """Checks the hyperparameters that every method takes.
+    """Checks the decay and the epsilon of a method.
 
     Raises:
-      ValueError: one of them is out of range.
+      ValueError: `decay` or `epsilon` is out of range.
     """
     wanted = "in [0, 1], or a function of the update count"
     require_number("decay", decay, lambda number: 0 <= number <= 1, wanted)

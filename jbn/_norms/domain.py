@@ -1,4 +1,4 @@
-"""One norm with the statistics of several domains."""
+"""A norm with separate running statistics for several domains."""
 
 import dataclasses
 import operator
@@ -17,24 +17,30 @@ from jbn._norms.norm import BatchNormParams, Norm, require_norm
 
 
 class domain_norm(Value):
-    """A norm with one scale and bias, but running statistics for each domain.
+    """A norm with one scale and bias, and separate running statistics for each domain.
 
-    The statistics are those of AdvProp's auxiliary norm (Xie et al. 2020,
-    https://arxiv.org/abs/1911.09665) or of domain-specific norms (Chang et al. 2019,
-    https://arxiv.org/abs/1906.03950). The latter also have parameters for each domain: keep one
-    `BatchNormParams` a domain for that.
+    Domains are for instance data sets, time steps, or clean and adversarial examples. AdvProp's
+    auxiliary norm (Xie et al. 2020, https://arxiv.org/abs/1911.09665) and domain-specific norms
+    (Chang et al. 2019, https://arxiv.org/abs/1906.03950) keep statistics in this way. The latter
+    also have a scale and a bias for each domain: keep one `BatchNormParams` per domain for them.
 
-    `domain` is an integer array that counts from 0: of shape `[]` for all of x, or of a shape that
-    a mask may have, such as `[batch]`. All positions of a domain are a batch: they are normalized
-    by its statistics, which alone move. A single domain that is known and out of range is an error;
-    in an array, or under jit, y is 0 there and nothing moves. With one domain a call, x is read as
-    often as by the norm itself, otherwise once for each domain.
+    The argument `domain` of `train` and `infer` is an integer array that counts domains from 0. It
+    has the shape `[]` if all of x belongs to one domain, or any shape that a mask may have, such as
+    `[batch]`. The positions of a domain form a batch, which training normalizes by itself, and
+    which updates the running statistics of this domain only. The norm runs once if `domain` has the
+    shape `[]`, and otherwise once for each domain.
+
+    A single domain that is out of range is an error if its value is known. In an array, or under
+    jit, there is no error: y is 0 at positions with a domain out of range, and no statistics
+    change because of them.
 
     >>> import jax.numpy as jnp
-    >>> norm = jbn.domain_norm(jbn.batch_norm(), num_domains=2)
-    >>> params, state = norm.init(3)
-    >>> x = jnp.arange(12.0).reshape(4, 3)
+    >>> norm = jbn.domain_norm(jbn.batch_norm(decay=0.5), num_domains=2)
+    >>> params, state = norm.init(1)
+    >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
     >>> y, state = norm.train(params, state, x, domain=jnp.array([0, 0, 1, 1]))
+    >>> print(state.mean.ravel())
+    [ 1. 10.]
 
     Args:
       norm: any norm.
@@ -71,21 +77,21 @@ class domain_norm(Value):
         *,
         mask: Mask = None,
     ) -> tuple[jax.Array, Any]:
-        """Normalizes each domain of a batch by itself, and moves the statistics of each.
+        """Normalizes each domain of a batch by itself, and updates the statistics of each.
 
         Args:
           params: scale and bias, each `[*features]`, or None.
-          state: running statistics, each `[domains, ...]`; carries no gradient.
-          x: `[...]` of a real floating-point dtype.
-          domain: integer, `[]` or of a shape that a mask may have.
-          mask: boolean, True at valid positions, as in `Norm.train`.
+          state: running statistics, each `[domains, ...]`; they carry no gradient.
+          x: `[...]` array of a real floating-point dtype.
+          domain: integer array, of shape `[]` or of a shape that a mask may have.
+          mask: boolean array, True at valid positions, as in `Norm.train`.
 
         Returns:
-          y, of the shape of x; and the next state.
+          y, with the shape of x; and the next state.
 
         Raises:
-          TypeError: `domain` is not an integer, or x or the mask has a wrong dtype.
-          ValueError: `domain` is a number out of range, or a shape does not fit.
+          TypeError: `domain` is not an integer array, or x or the mask has a wrong dtype.
+          ValueError: `domain` is a known number out of range, or a shape does not fit.
         """
         x = jnp.asarray(x)
         domain, known = self._checked(domain)
@@ -122,17 +128,17 @@ class domain_norm(Value):
 
         Args:
           params: scale and bias, each `[*features]`, or None.
-          state: running statistics, each `[domains, ...]`; carries no gradient.
-          x: `[...]` of a real floating-point dtype.
-          domain: as in training.
-          mask: as in training; where it is False, y is the bias.
+          state: running statistics, each `[domains, ...]`; they carry no gradient.
+          x: `[...]` array of a real floating-point dtype.
+          domain: integer array, as in `train`.
+          mask: boolean array, as in `train`. At masked positions, y is the bias.
 
         Returns:
-          y, of the shape of x.
+          y, with the shape of x.
 
         Raises:
-          TypeError: `domain` is not an integer, or x or the mask has a wrong dtype.
-          ValueError: `domain` is a number out of range, or a shape does not fit.
+          TypeError: `domain` is not an integer array, or x or the mask has a wrong dtype.
+          ValueError: `domain` is a known number out of range, or a shape does not fit.
         """
         x = jnp.asarray(x)
         domain, known = self._checked(domain)
@@ -147,12 +153,15 @@ class domain_norm(Value):
         return _pick(domain, ys)
 
     def _checked(self, domain: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Returns `domain` as int32, a single one within the range, and where it was within it."""
+        """Returns `domain` as int32 and where it is in range.
+
+        Out of range, an array becomes -1, which is no domain, and a single domain becomes 0.
+        """
         given = jnp.asarray(domain)
         if not jnp.issubdtype(given.dtype, jnp.integer):
             raise TypeError(f"domain must be an integer array, got {given.dtype}.")
         domain = given.astype(jnp.int32)
-        # Wider integers may wrap around.
+        # The last term: a wider integer may wrap around.
         known = (domain >= 0) & (domain < self.num_domains) & (domain.astype(given.dtype) == given)
         if not isinstance(known, Tracer) and known.ndim == 0 and not known:
             raise ValueError(f"domain={given} must be from 0 to {self.num_domains - 1}.")
@@ -165,7 +174,7 @@ class domain_norm(Value):
 
 
 def _pick(domain: jax.Array, ys: Sequence[jax.Array]) -> jax.Array:
-    """Returns for each position the output of its domain."""
+    """Returns the output of its domain for each position, and 0 where there is no such domain."""
     picked = jnp.zeros_like(ys[0])
     for index, y in enumerate(ys):
         picked = jnp.where(domain == index, y, picked)

@@ -1,4 +1,4 @@
-"""Running statistics frozen: whether they normalize, and whether they move."""
+"""A norm whose running statistics are frozen in training."""
 
 import dataclasses
 
@@ -11,20 +11,29 @@ from jbn._norms.norm import BatchNormParams, Norm, State, require_norm
 
 
 class frozen(Norm[State]):
-    """A norm with another training step, as for fine-tuning.
+    """A norm whose running statistics are frozen in training, for instance for fine-tuning.
 
-    Unless it uses or moves batch statistics, it takes a single example and needs no axis name.
-    `adapting` does not reach it.
+    By default, training normalizes by the running statistics, as inference does, and does not
+    change them. Such a training step accepts a single example and needs no axis name. With
+    `use_running=False`, training normalizes by the batch. With `update=True`, it updates the
+    running statistics. `adapting` has no effect on a frozen norm.
 
+    >>> import jax.numpy as jnp
     >>> norm = jbn.frozen(jbn.batch_norm())
-    >>> params, state = norm.init(3)
+    >>> params, state = norm.init(1)
+    >>> y, state = norm.train(params, state, jnp.array([[1.0], [3.0]]))
+    >>> print(state.mean)
+    [0.]
 
     Args:
-      norm: any norm; its inference stays as it is. To change an option, change that of this norm
-        and freeze the result.
+      norm: any norm. Its inference is unchanged. To change an option, change it in this norm, and
+        freeze the result.
       use_running: whether training normalizes by the running statistics, as inference does, or by
-        those of the batch.
-      update: whether training moves the running statistics.
+        the statistics of the batch.
+      update: whether training updates the running statistics.
+
+    Raises:
+      TypeError: `norm` is not a norm.
     """
 
     norm: Norm[State] = dataclasses.field(kw_only=False)
@@ -54,7 +63,7 @@ class frozen(Norm[State]):
         replaced = replaced_method.value
         with replaced_method(replaced if getattr(replaced, "reaches_frozen", False) else None):
             y, new = self.norm.train(params, state, x, mask=mask)
-        if self.use_running:  # Under jit, the other y is then not computed.
+        if self.use_running:  # Under jit, XLA does not compute the first y.
             y = self.norm.infer(params, state, x, mask=mask)
         return y, new if self.update else state
 

@@ -9,33 +9,38 @@ from jbn._train.groups import require_group_size
 class ghost_batch_norm(batch_norm):
     """Ghost batch normalization (Hoffer et al. 2017, https://arxiv.org/abs/1705.08741).
 
-    Training normalizes each group of consecutive examples by its own mean and variance, so that
-    batches of any size have the noise of small ones. The running averages are those of the whole
-    batch's statistics, merged exactly from the groups'. Inference has no groups.
+    Training normalizes each group of consecutive examples by its own mean and variance, so that a
+    large batch has the noise of small batches. The running statistics average the statistics of the
+    whole batch, which are merged exactly from those of the groups. Inference has no groups.
 
-    >>> norm = jbn.ghost_batch_norm(group_size=32)
+    >>> import jax.numpy as jnp
+    >>> norm = jbn.ghost_batch_norm(group_size=2, epsilon=0.0)
+    >>> params, state = norm.init(1)
+    >>> y, state = norm.train(params, state, jnp.array([[1.0], [3.0], [10.0], [30.0]]))
+    >>> print(y.ravel())
+    [-1.  1. -1.  1.]
 
     Args:
-      group_size: number of examples in a group; the last group of a batch may have fewer, if that
-        leaves it two values of each feature. Examples
-        are counted over all shards, so that groups do not depend on the number of shards. They lie
-        on the first axis of x that is not a feature axis.
+      group_size: number of examples in a group. The last group of a batch may have fewer examples,
+        but needs two values of each feature. Examples are counted over all shards, so the groups do
+        not depend on the number of shards. The examples are on the first axis of x that is not a
+        feature axis.
       decay: the weight on the old running statistics, or a function of the number of updates.
       epsilon: added to the variance before its square root.
-      unbiased: whether the running variance averages the unbiased one, as in PyTorch.
+      unbiased: whether the running variance averages the unbiased variances of the batches, as in
+        PyTorch.
       axis: the feature axis or axes of x; all other axes are reduced.
       axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. Not
         needed under jit with sharded inputs.
-      axis_index_groups: must be None, since `group_size` already says what is normalized together.
+      axis_index_groups: must be None, since `group_size` already defines the groups.
       activation: must be None.
       use_scale: whether a scale is learned.
       use_bias: whether a bias is learned.
-      dtype: the dtype of y; by default that of x. Arithmetic and statistics are in float32 or
-        wider.
+      dtype: the dtype of y; by default the dtype of x. Arithmetic and statistics are in float32
+        or wider.
 
     Raises:
-      ValueError: an argument is out of range, or `group_size` goes with `axis_index_groups` or an
-        activation.
+      ValueError: an argument is out of range, or `axis_index_groups` or `activation` is given.
     """
 
     group_size: int = field()  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]

@@ -8,11 +8,11 @@ from jbn._norms.method import keeps_states
 
 @contextlib.contextmanager
 def no_update() -> Iterator[None]:
-    """Makes `train` of every norm return the state that it was given.
+    """Context manager in which `train` of every norm returns the state that it was given.
 
-    This is a context manager, for forward passes in training mode that are not training steps, such
-    as those of virtual adversarial training or of a gradient penalty. The batch normalizes as
-    usual. A Linen model with norms of jbn then needs no `mutable`; for those of Flax, enter
+    Use it for forward passes in training mode that are not training steps, such as those of virtual
+    adversarial training or of a gradient penalty. Batches are normalized as usual. Inside, a Linen
+    model with norms of jbn needs no `mutable`. For a model with norms of Flax, enter
     `jbn.linen.replace_batch_norm()` as well. Functions that were jitted outside are traced again
     inside.
 
@@ -29,5 +29,5 @@ def no_update() -> Iterator[None]:
 
 
 def updates_statistics() -> bool:
-    """Returns whether norms move their statistics here, that is outside of `no_update`."""
+    """Returns whether norms update their statistics here, which is outside of `no_update`."""
     return not keeps_states.value

@@ -13,20 +13,20 @@ from jbn._norms.decay import require_decay_and_epsilon
 from jbn._norms.method import Method, Statistics
 
 _WARM_UP = 20
-"""Number of examples before which the variance is not trusted."""
+"""Until this number of examples has been seen, small variances count as `_LEAST_VARIANCE`."""
 _LEAST_VARIANCE = 0.01
 
 
 @exportable
 class RunningBatchNormState(NamedTuple):
-    """Running statistics of each feature, and the number of values behind them.
+    """Running statistics of each feature, and the number of values that they summarize.
 
     Attributes:
       mean: `[*features]` running mean, float32 or wider; starts at 0.
       var: `[*features]` running variance, of the same dtype; starts at 1.
       count: `[]` float32 number of updates; starts at 0.
-      weight: `[]` number of values behind the statistics, with older ones discounted, of the dtype
-        of the mean; starts at 0.
+      weight: `[]` number of values that the statistics summarize, with earlier values discounted,
+        of the dtype of the mean; starts at 0.
       examples: `[]` float32 number of examples seen, at most 20.
     """
 
@@ -40,38 +40,47 @@ class RunningBatchNormState(NamedTuple):
 class running_batch_norm(Method[RunningBatchNormState]):
     """Running batch norm (Howard 2019, fast.ai's course, lesson 10), for batches of 1 or more.
 
-    Training and inference both normalize by the running statistics, in training after this batch
-    has moved them. The batch's share in them carries gradient, the past does not. They are moments
-    of the values seen, with older ones discounted: the counts of the past are multiplied by keep,
-    those of the batch by 1 - keep, and both are merged, where
+    Training and inference both normalize by the running statistics. A training step first updates
+    them with its batch, and then normalizes the batch by the result. The batch's share in the
+    statistics carries a gradient; the share of earlier batches does not.
+
+    The running statistics are the moments of all values seen so far, with earlier values
+    discounted. A step multiplies the count of the earlier values by keep and the count of the batch
+    by 1 - keep, and merges both. The factor depends on the number of examples in the batch::
 
         keep = decay / sqrt(max(examples - 1, 1))
 
-    for a batch with that number of examples: 0.9 for 2 and 0.16 for 32. From 32 on it is almost
-    batch norm. The first step is batch norm. While fewer than 20 examples were seen, variances
-    below 0.01 count as 0.01. The state has two more fields than that of `batch_norm`.
+    With the default decay, keep is 0.9 for a batch of 2 examples and 0.16 for 32 examples. For 32
+    examples or more, the norm is almost batch norm. The first step equals that of batch norm. Until
+    20 examples have been seen, variances below 0.01 count as 0.01. The state has two more fields
+    than that of `batch_norm` (see `RunningBatchNormState`).
 
+    >>> import jax.numpy as jnp
     >>> norm = jbn.running_batch_norm()
+    >>> params, state = norm.init(3)
+    >>> y, state = norm.train(params, state, jnp.array([[1.0, 2.0, 3.0]]))
+    >>> print(state.mean)
+    [1. 2. 3.]
 
     Args:
-      decay: the weight on the old statistics for 2 examples in a batch, in [0, 1].
+      decay: the weight on the old statistics for a batch of 2 examples, in [0, 1].
       epsilon: added to the variance before its square root.
       axis: the feature axis or axes of x; all other axes are reduced.
       axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread. Not
         needed under jit with sharded inputs.
-      axis_index_groups: a partition of the shards of `axis_name`; each group is a batch of its own.
+      axis_index_groups: a partition of the shards of `axis_name`; each group is a separate batch.
       group_size: number of consecutive examples, counted over all shards, that are normalized
-        together; by default all. All groups start from the same state, and move it as if they
-        came one after the other, each with the moments of the whole batch.
+        together; by default all. All groups start from the same state. The next state is as if they
+        came one after another, each with the moments of the whole batch.
       activation: an activation to apply in place, as in `inplace_batch_norm`; by default none.
       use_scale: whether a scale is learned.
       use_bias: whether a bias is learned.
-      dtype: the dtype of y; by default that of x. Arithmetic and statistics are in float32 or
-        wider.
+      dtype: the dtype of y; by default the dtype of x. Arithmetic and statistics are in float32
+        or wider.
 
     Raises:
-      ValueError: an argument is out of range, or `group_size` goes with `axis_index_groups` or an
-        activation.
+      ValueError: an argument is out of range, or `group_size` is combined with
+        `axis_index_groups` or an activation.
     """
 
     decay: Number = 0.9

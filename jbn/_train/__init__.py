@@ -1,1 +1,1 @@
-"""How x passes through training where it does not pass as a whole: in groups, and in place."""
+"""Training in groups and in place, and the checkpoint policy."""

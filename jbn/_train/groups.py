@@ -1,7 +1,8 @@
-"""Groups of consecutive examples, each a batch of its own, on one device and over shards.
+"""Groups of consecutive examples, each a separate batch, on one device and over shards.
 
-Examples are cut into blocks of gcd(examples here, group size). Each block belongs to one group, and
-each group is a union of whole blocks, on one shard or on several; the last may have fewer.
+The examples of a shard are cut into blocks of gcd(examples of the shard, group size) examples. Each
+block belongs to one group. A group consists of whole blocks, on one shard or on several; the last
+group may have fewer blocks.
 """
 
 import math
@@ -19,41 +20,44 @@ from jbn._core.value import require_positive_integer
 
 
 def require_group_size(group_size: int, index_groups: Groups | None, activation: Any) -> None:
-    """Checks a group size and the options that do not go with it.
+    """Checks a group size, and that no option is given that cannot be combined with it.
 
     Raises:
-      ValueError: `group_size` is not positive, or goes with groups of shards or an activation.
+      ValueError: `group_size` is not positive, or groups of shards or an activation are given.
     """
     require_positive_integer("group_size", group_size)
     if index_groups is not None or activation is not None:
-        other = f"axis_index_groups={index_groups}, activation={activation}"
-        raise ValueError(f"group_size={group_size} goes with neither of {other}: choose one.")
+        raise ValueError(
+            f"group_size={group_size} cannot be combined with axis_index_groups={index_groups} or "
+            f"activation={activation}: choose one of them."
+        )
 
 
 def require_examples(x: jax.Array, layout: Layout, group_size: int) -> None:
-    """Checks that x has a known number of examples, of which groups can be made.
+    """Checks that x has a known number of examples, so that it can be cut into groups.
 
     Raises:
-      ValueError: x has no axis of examples, or their number is symbolic.
+      ValueError: x has no axis of examples, or the number of examples is symbolic.
     """
     if not layout.reduced:
         raise ValueError(
-            f"x of shape {x.shape} has no axis of examples for group_size={group_size} to count "
-            "along: give it one, of size 1 under a vmap over examples."
+            f"x of shape {x.shape} has no axis of examples, which group_size={group_size} needs: "
+            "add one, of size 1 under a vmap over examples."
         )
     examples = x.shape[layout.reduced[0]]
     if not isinstance(examples, int):
         raise ValueError(
-            f"x has a symbolic number of examples, {examples}, of which groups of "
-            f"group_size={group_size} cannot be made: export training with a fixed number."
+            f"x has a symbolic number of examples, {examples}, which cannot be cut into groups of "
+            f"group_size={group_size} examples: export training with a fixed number."
         )
 
 
 def by_groups(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Array, Any]:
     """Normalizes each group of `norm.group_size` examples by itself; see `whole` for the arguments.
 
-    A group that lies on several shards has the moments of all of it, and each shard normalizes the
-    examples that it holds. The next state is that of the moments of all groups, merged.
+    For a group on several shards, the moments are those of all its examples, and each shard
+    normalizes the examples that it holds. The next state follows from the merged moments of all
+    groups.
     """
     x = save_input(layout.where_valid(x))
     at = layout.reduced[0]
@@ -89,14 +93,14 @@ def _cut(array: jax.Array, at: int, size: int) -> jax.Array:
 
 
 def _merge_groups(rows, per_group: int, shards: Shards, x: jax.Array):
-    """Mean, variance and count of each block's group, and of all groups, from the blocks here."""
+    """Returns mean, variance and count of each block's group, and of all groups together."""
     blocks = jnp.arange(len(rows.count))
     if shards.axis_name is not None:
         blocks += shards.index() * len(blocks)
         rows = jax.tree.map(jnp.concatenate, gather(rows, shards))
     groups = jax.vmap(merge_rows)(jax.tree.map(partial(_split, size=per_group), rows))
     whole = merge_rows(groups)
-    # As one array, whose cotangents are added up over the shards by one collective.
+    # Marked together, so that one collective sums their cotangents over the shards.
     mean, var = vary_like((groups.shift + groups.offset, groups.var), x)
     group = blocks // per_group
     of_blocks = mean[group], var[group], groups.count[group]

@@ -1,4 +1,4 @@
-"""Statistics, normalization and activation as one function that saves only its output."""
+"""Statistics, normalization and activation as one function that saves its output and no input."""
 
 import functools
 from typing import Any
@@ -12,13 +12,13 @@ from jbn._core.moments import Moments, moments_of, save_point, sums_over_count
 from jbn._core.normalize import affine
 
 LEAST_SCALE = 0.01
-"""The least size of a scale, since the normalized x is (z - bias) / scale."""
+"""The least absolute value of a scale, since the normalized x is (z - bias) / scale."""
 
 
 def bounded_scale(scale: jax.Array) -> jax.Array:
-    """Returns the scale, at least `LEAST_SCALE` away from 0, with the gradient of the scale.
+    """Returns the scale with an absolute value of at least `LEAST_SCALE`.
 
-    So training can lead a scale that is too small away from 0 again.
+    Its gradient passes to the scale unchanged, so training can increase a scale that is too small.
     """
     bounded = jnp.where(scale < 0, -1, 1) * jnp.maximum(jnp.abs(scale), LEAST_SCALE)
     return scale + lax.stop_gradient(bounded - scale)
@@ -27,12 +27,12 @@ def bounded_scale(scale: jax.Array) -> jax.Array:
 def in_place(step, operands, x, scale, bias, layout, shards, norm) -> tuple[jax.Array, Any]:
     """Normalizes and applies `norm.activation`; see `whole` for the arguments.
 
-    Reverse mode saves y and vectors, not x (Rota Bulo et al. 2018, "In-place activated batchnorm",
-    https://arxiv.org/abs/1712.02616).
+    Reverse mode saves y and vectors, and does not save x (Rota Bulo et al. 2018, "In-place
+    activated batchnorm", https://arxiv.org/abs/1712.02616).
     """
     dtype = norm.dtype or x.dtype
     x = layout.where_valid(x)
-    # A decay may be a function that closes over traced values, which a derivative rule may not.
+    # A decay may be a function that closes over traced values. A derivative rule must not.
     batch = jax.eval_shape(lambda x, layout: moments_of(x, layout, shards), x, layout)
     converted, closed_over = jax.closure_convert(step, operands, batch)
 
@@ -57,15 +57,15 @@ def _in_place(x, scale, bias, operands, activation, layout, step, shards, dtype)
 
 @_in_place.defjvp
 def _in_place_jvp(step, shards, dtype, primals, tangents):
-    """The tangent, from y alone: dy = slope * (dx * gain + hat * dscale + dbias + ...).
+    """Returns dy = slope * (dx * gain + hat * dscale + dbias + ...), computed from y alone.
 
-    Here hat = (x - mean) * rstd = (z - bias) / scale, and the dots stand for what reaches y through
-    the statistics: -dmean * gain + hat * scale * drstd / rstd.
+    Here hat = (x - mean) * rstd = (z - bias) / scale, and the dots stand for the terms of the
+    statistics: -dmean * gain + hat * scale * drstd / rstd.
     """
     _, scale, bias, operands, activation, layout = primals
     dx, dscale, dbias, (dmethod, _, dclosed), dactivation, _ = tangents
     y, batch = _in_place(*primals, step, shards, dtype)
-    # Without the barrier XLA computes both from x again in the backward pass, and saves x for that.
+    # Without the barriers, XLA saves x, and computes both from it again in the backward pass.
     y, batch = lax.optimization_barrier(y), lax.optimization_barrier(batch)
     y, batch = jax.tree.map(save_point, (y, batch))
 
@@ -84,7 +84,7 @@ def _in_place_jvp(step, shards, dtype, primals, tangents):
         hat = layout.where_valid((z - wide_bias) / wide_scale)
         dx = dx.astype(hat.dtype)
         mean_dx, mean_hat_dx = sums_over_count((dx, hat * dx), batch.count, layout, shards)
-        # As x - batch.mean = hat / rstd + (mean - batch.mean).
+        # This holds because x - batch.mean = hat / rstd + (mean - batch.mean).
         dvar = 2 * (mean_hat_dx / rstd + (mean - batch.mean) * mean_dx)
         zero = jnp.zeros_like(batch.count)
         dbatch = Moments(mean_dx, dvar, zero, zero)

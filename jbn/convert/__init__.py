@@ -1,46 +1,80 @@
 """Reads and writes the batch norm layers of other libraries, as dictionaries of arrays.
 
-    from jbn import convert
-    layer = convert.read("torch", model.state_dict(), prefix="bn1.", momentum=0.1, eps=1e-5)
-    y = jbn.batch_norm(axis=1, **layer.options).infer(layer.params, layer.state, x)
-    arrays, arguments = convert.write("flax", layer)
+`read` returns the parameters, the state and the options of a layer for `jbn.batch_norm`, and
+`write` does the reverse. No other library is imported.
 
-Whole models, where `rename` is yours, from "layer1.0.bn1." to "layer1_0/bn1":
+>>> import jax.numpy as jnp, numpy as np
+>>> weights = {
+...     "bn1.weight": np.ones(3, np.float32),
+...     "bn1.bias": np.zeros(3, np.float32),
+...     "bn1.running_mean": np.full(3, 5.0, np.float32),
+...     "bn1.running_var": np.ones(3, np.float32),
+... }
+>>> layer = jbn.convert.read("torch", weights, prefix="bn1.", momentum=0.1, eps=1e-5)
+>>> norm = jbn.batch_norm(axis=1, **layer.options)
+>>> y = norm.infer(layer.params, layer.state, jnp.ones((8, 3, 4, 4)))
+>>> arrays, arguments = jbn.convert.write("flax", layer)
+>>> sorted(arrays)
+['bias', 'mean', 'scale', 'var']
 
-    layers = convert.read_all("torch", model.state_dict())
-    layers = {rename(prefix): layer for prefix, layer in layers.items()}
-    variables = jbn.linen.load_norms(variables, layers)  # or jbn.nnx.load_norms(model, layers)
+For a whole model, read all layers, rename them to the paths in your model, and write them with
+`jbn.linen.load_norms` or `jbn.nnx.load_norms`:
 
-and back:
+>>> import flax.linen as nn, jax
+>>> model = nn.Sequential([nn.BatchNorm(use_running_average=True)])
+>>> variables = model.init(jax.random.key(0), jnp.ones((8, 3)))
+>>> paths = {"bn1.": "layers_0"}
+>>> layers = jbn.convert.read_all("torch", weights)
+>>> layers = {paths[prefix]: layer for prefix, layer in layers.items()}
+>>> variables = jbn.linen.load_norms(variables, layers)
+>>> print(variables["batch_stats"]["layers_0"]["mean"])
+[5. 5. 5.]
 
-    for path, layer in convert.read_all("flax", variables).items():
-        arrays |= convert.write("torch", layer, prefix=path.replace("/", ".")).arrays
+And back:
 
-No other library is imported. These are the dictionaries; keys of nested ones are joined by "/":
+>>> arrays = {}
+>>> for path, layer in jbn.convert.read_all("flax", variables).items():
+...     prefix = path.replace("/", ".")
+...     arrays |= jbn.convert.write("torch", layer, prefix=prefix).arrays
+>>> sorted(arrays)[-2:]
+['layers_0.running_var', 'layers_0.weight']
 
-    torch           model.state_dict()
-    flax            Linen: variables, or those of one layer from both collections
-                    NNX: nnx.state(model), or nnx.to_pure_dict of it
-    haiku           params | state
-    keras           {weight.path: weight for weight in model.weights}
-    equinox_batch   {"weight": bn.weight, "bias": bn.bias,
-                    "batch_state_index": state.get(bn.batch_state_index),
-                    "batch_counter": state.get(bn.batch_counter)}
-                    and back by state.set, the counter as an int
-    equinox_ema     the same with "ema_state_index" and "ema_first_time_index"
+Each library has its own dictionary of arrays. The keys of nested dictionaries are joined by "/".
 
-Inference gives the same, unless the layer has seen no batch: Haiku's and Equinox's "ema" statistics
-are then placeholders, which are read as jbn's initial statistics. Training continues as in the
-other library, within these limits:
+- ``"torch"``: ``model.state_dict()``
+- ``"flax"`` for Linen: the variables of a model, or a dictionary with the scale, bias, mean and var
+  of one layer
+- ``"flax"`` for NNX: ``nnx.state(model)`` or ``nnx.to_pure_dict(nnx.state(model))``
+- ``"haiku"``: ``params | state``
+- ``"keras"``: ``{weight.path: weight for weight in model.weights}``
+- ``"equinox_batch"``, for a layer ``bn`` in the mode "batch"::
 
-- The values of a running variance do not change. Only PyTorch continues to average the unbiased
-  variance.
-- Haiku and Equinox's "batch" always correct the bias of their averages, as `corrected_decay` does.
-  For them, a constant decay is written with so many updates that nothing is left to correct. For
-  the others, a corrected decay is written as its limit.
-- Flax, Keras and Equinox's "ema" do not count updates: their count is read as 0, unless it is a
-  `jbn.linen.Norm` or `jbn.nnx.Norm` that counts. So is that of PyTorch's layers that lack it.
-- Equinox's "ema" normalizes training batches by its running statistics, jbn by the batch's.
+      {
+          "weight": bn.weight,
+          "bias": bn.bias,
+          "batch_state_index": state.get(bn.batch_state_index),
+          "batch_counter": state.get(bn.batch_counter),
+      }
+
+  For the way back, use ``state.set``, with the counter as an int.
+- ``"equinox_ema"``, for a layer in the mode "ema": the same with "ema_state_index" and
+  "ema_first_time_index"
+
+Inference gives the same results as in the other library, unless a layer has seen no batch. The
+statistics of such a layer are placeholders in Haiku and in Equinox's mode "ema", and are read as
+jbn's initial statistics. Training continues as in the other library, within these limits:
+
+- The values of running variances are not converted. jbn continues to average the unbiased variance
+  for layers of PyTorch, and the biased variance for all other layers.
+- Haiku and Equinox's mode "batch" always correct the bias of their averages, as
+  `jbn.corrected_decay` does. For them, a layer with a constant decay is written with a number of
+  updates that is so large that nothing is left to correct. For the other libraries, a corrected
+  decay is written as its limit.
+- Flax, Keras and Equinox's mode "ema" do not count updates. The count is read as 0, unless the
+  layer is a `jbn.linen.Norm` or `jbn.nnx.Norm` that counts. It is also read as 0 for a layer of
+  PyTorch that has no count.
+- Equinox's mode "ema" normalizes training batches by the running statistics. jbn normalizes them
+  by the statistics of the batch.
 - Axes, axis names and output dtypes belong to the model and are not converted.
 """
 

@@ -1,4 +1,4 @@
-"""Layers of jbn and of other libraries, read and written."""
+"""Reads layers of other libraries as layers of jbn, and writes them."""
 
 import difflib
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ class Layer(NamedTuple):
     """A batch norm layer of jbn.
 
     Attributes:
-      params: scale and bias, `[*features]` or None, in the dtypes they came in.
-      state: running statistics, `[*features]`, float32 or wider.
-      options: keyword arguments of `jbn.batch_norm`; its defaults may be left out.
+      params: scale and bias, `[*features]` or None, in the dtypes of the arrays that were read.
+      state: running statistics, `[*features]`, in float32 or wider.
+      options: keyword arguments of `jbn.batch_norm`. Options with default values may be missing.
     """
 
     params: BatchNormParams
@@ -33,8 +33,8 @@ class Foreign(NamedTuple):
     """A batch norm layer of another library.
 
     Attributes:
-      arrays: by path.
-      arguments: keyword arguments of the layer's constructor.
+      arrays: the arrays of the layer, by path.
+      arguments: keyword arguments for the constructor of the layer.
     """
 
     arrays: dict[str, np.ndarray]
@@ -44,20 +44,37 @@ class Foreign(NamedTuple):
 def read(
     layout: LayoutName, arrays: Mapping[str, Any], *, prefix: str = "", **arguments: Any
 ) -> Layer:
-    """Returns a layer of another library as jbn's.
+    """Reads a layer of another library.
+
+    >>> import numpy as np
+    >>> arrays = {
+    ...     "bn1.weight": np.ones(3, np.float32),
+    ...     "bn1.bias": np.zeros(3, np.float32),
+    ...     "bn1.running_mean": np.full(3, 5.0, np.float32),
+    ...     "bn1.running_var": np.ones(3, np.float32),
+    ... }
+    >>> layer = jbn.convert.read("torch", arrays, prefix="bn1.", eps=1e-3)
+    >>> print(layer.state.mean, layer.options["epsilon"])
+    [5. 5. 5.] 0.001
 
     Args:
-      layout: the library.
-      arrays: by path, anything that NumPy can convert; possibly nested, or of the whole model.
+      layout: the library. The documentation of the module `jbn.convert` describes the arrays of
+        each library.
+      arrays: the arrays by path, of any type that NumPy can convert. They may be nested, and may be
+        those of a whole model.
       prefix: the start of the paths of this layer, such as "bn1." or "block/bn1/".
-      **arguments: arguments of the layer's constructor that differ from its defaults: the weight of
-        the averages, epsilon, and whether there is a scale and a bias.
+      **arguments: the arguments of the layer's constructor that differ from its defaults: the
+        weight of the averages, epsilon, and whether there are a scale and a bias, under their names
+        in that library.
+
+    Returns:
+      The `Layer`.
 
     Raises:
       KeyError: there is no such layer, or one of its arrays is missing.
       TypeError: an argument is unknown or missing, or an array is not real floating point.
       ValueError: `layout` is unknown, an argument is out of range, the shapes of the arrays differ,
-        or the statistics are not finite or a variance is negative.
+        statistics are not finite, or a variance is negative.
     """
     return _read(layout, arrays_by_path(arrays), prefix, arguments)
 
@@ -66,11 +83,16 @@ def prefixes(layout: LayoutName, arrays: Mapping[str, Any]) -> list[str]:
     """Returns the prefixes of all batch norm layers of a model.
 
     Layers are found by the names of their running statistics. Other layers with the same names,
-    such as PyTorch's InstanceNorm with `track_running_stats=True`, are among them.
+    such as PyTorch's InstanceNorm with `track_running_stats=True`, are found as well.
+
+    >>> import numpy as np
+    >>> arrays = {"bn1.running_mean": np.zeros(3), "layer1.0.bn1.running_mean": np.zeros(4)}
+    >>> jbn.convert.prefixes("torch", arrays)
+    ['bn1.', 'layer1.0.bn1.']
 
     Args:
       layout: the library.
-      arrays: of the model, as in `read`.
+      arrays: the arrays of the model, as in `read`.
 
     Raises:
       ValueError: `layout` is unknown.
@@ -79,13 +101,26 @@ def prefixes(layout: LayoutName, arrays: Mapping[str, Any]) -> list[str]:
 
 
 def read_all(layout: LayoutName, arrays: Mapping[str, Any], **arguments: Any) -> dict[str, Layer]:
-    """Returns all batch norm layers of a model as jbn's, by prefix.
+    """Reads all batch norm layers of a model.
+
+    >>> import numpy as np
+    >>> arrays = {
+    ...     "block1/scale": np.ones(3, np.float32),
+    ...     "block1/mean": np.zeros(3, np.float32),
+    ...     "block1/var": np.ones(3, np.float32),
+    ... }
+    >>> layers = jbn.convert.read_all("flax", arrays, momentum=0.9)
+    >>> list(layers), layers["block1/"].options["use_bias"]
+    (['block1/'], False)
 
     Args:
       layout: the library.
-      arrays: of the model, as in `read`.
-      **arguments: as in `read`, for all layers. By default a layer has a scale and a bias if
-        `arrays` has them.
+      arrays: the arrays of the model, as in `read`.
+      **arguments: arguments for all layers, as in `read`. By default, a layer has a scale and a
+        bias if `arrays` has them.
+
+    Returns:
+      A dictionary with the `Layer` of each prefix.
 
     Raises:
       KeyError: there is no layer, or an array of a layer is missing.
@@ -95,7 +130,7 @@ def read_all(layout: LayoutName, arrays: Mapping[str, Any], **arguments: Any) ->
     names, leaves = _layouts.names_of(layout), arrays_by_path(arrays)
     found = prefixes_before(names.mean, leaves)
     if not found:
-        raise KeyError(f"arrays has no {layout} layer, no path that ends in {names.mean!r}.")
+        raise KeyError(f"arrays has no {layout} layer: no path in it ends in {names.mean!r}.")
 
     def own_arguments(prefix: str) -> dict[str, Any]:
         used = [prefix + name in leaves for name in (names.scale, names.bias)]
@@ -109,23 +144,30 @@ def read_all(layout: LayoutName, arrays: Mapping[str, Any], **arguments: Any) ->
 def write(
     layout: LayoutName, layer: Layer, *, prefix: str = "", shape: tuple[int, ...] | None = None
 ) -> Foreign:
-    """Returns a layer of jbn as another library's.
+    """Writes a layer of jbn as a layer of another library.
+
+    >>> params, state = jbn.batch_norm().init(3)
+    >>> layer = jbn.convert.Layer(params, state, {"decay": 0.75})
+    >>> arrays, arguments = jbn.convert.write("torch", layer, prefix="bn1.")
+    >>> arrays["bn1.running_var"].tolist(), arguments["momentum"]
+    ([1.0, 1.0, 1.0], 0.25)
 
     Args:
       layout: the library.
-      layer: what to write.
-      prefix: the start of the paths.
-      shape: of the written vectors, by default `[*features]`. Haiku's have a 1 for each reduced
-        axis, such as `(1, 1, 1, 64)` for images.
+      layer: the layer to write.
+      prefix: the start of the paths of the written arrays.
+      shape: the shape of the written vectors; by default `[*features]`. Vectors in Haiku have size
+        1 on each reduced axis, such as `(1, 1, 1, 64)` for images.
 
     Returns:
-      Its arrays and arguments. Where one argument switches scale and bias (torch, equinox) and the
-      layer has one of them, the other is written as ones or zeros.
+      A `Foreign` with the arrays and the arguments of the layer. In PyTorch and Equinox, one
+      argument decides on both scale and bias. If the layer has only one of them, the other is
+      written as ones or zeros.
 
     Raises:
-      TypeError: an option is not one of `jbn.batch_norm`.
+      TypeError: an option is not an option of `jbn.batch_norm`.
       ValueError: `layout` is unknown, an option is out of range, the shapes of the layer's vectors
-        differ, or the library has nothing like the layer's decay.
+        differ, or the library has no decay like that of the layer.
     """
     names = _layouts.names_of(layout)
     norm = batch_norm(**layer.options)
@@ -158,7 +200,7 @@ def _read(
         near = difflib.get_close_matches(prefix, found, cutoff=0)
         raise KeyError(
             f"arrays has no {layout} layer with prefix={prefix!r}; the nearest of its {len(found)} "
-            f"prefixes are {near}. `jbn.convert.prefixes` returns all."
+            f"prefixes are {near}. `jbn.convert.prefixes` returns all prefixes."
         )
 
     def take(name: str, default: Any = None) -> np.ndarray:
@@ -168,7 +210,7 @@ def _read(
             hint = f": pass {switch[name]}=False if the layer has none." if name in switch else "."
             raise KeyError(f"{prefix + name!r} is not in arrays{hint}")
         array = to_numpy(leaf)
-        # Haiku's vectors have a 1 for each reduced axis.
+        # Vectors in Haiku have size 1 on each reduced axis.
         return np.atleast_1d(array.squeeze()) if layout == "haiku" and array.ndim else array
 
     # Copies, since PyTorch changes its arrays in place.
@@ -186,7 +228,7 @@ def _read(
             f"statistics must be finite, and variances not negative: the {where} has "
             f"{names.mean} {mean} and {names.var} {var}."
         )
-    count = np.array(count, np.float32)  # By NumPy, since JAX wraps an int64 around.
+    count = np.array(count, np.float32)  # With NumPy, since JAX would wrap an int64 around.
     state = BatchNormState(*map(jnp.asarray, (mean, var, count)))
     return Layer(BatchNormParams(scale, bias), state, options)
 
@@ -194,13 +236,13 @@ def _read(
 def _read_arguments(
     layout: LayoutName, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], float | None]:
-    """Returns options of `jbn.batch_norm`, and the library's weight of the averages."""
+    """Returns options of `jbn.batch_norm`, and the library's value for the weight of averages."""
     known = _layouts.names_of(layout).arguments
     settings = {**known, **arguments}
     if unknown := sorted(set(arguments) - set(known)):
         raise TypeError(f"arguments {unknown} are none of {layout}'s {list(known)}.")
     if missing := [name for name, value in settings.items() if value is ...]:
-        raise TypeError(f"{layout} has no default for {missing}: pass what the layer has.")
+        raise TypeError(f"{layout} has no default for {missing}: pass the values of the layer.")
     weight, epsilon, *switches = settings.values()
     options = {
         "decay": _layouts.read_decay(layout, weight),
@@ -209,16 +251,17 @@ def _read_arguments(
         "use_bias": switches[-1],
         "unbiased": layout == "torch",
     }
-    batch_norm(**options)  # Refuses what is out of range.
+    batch_norm(**options)  # Raises an error if an option is out of range.
     return options, weight
 
 
 def _require_vectors(where: str, count: Any, vectors: Mapping[str, Any]) -> None:
-    """Checks that the arrays of a layer, those that are not None, hold the same features.
+    """Checks that the arrays of a layer hold the same features; None stands for no array.
 
     Raises:
-      TypeError: one is not real floating point.
-      ValueError: the shapes differ, are those of numbers, or the count is not one number.
+      TypeError: an array is not real floating point.
+      ValueError: the shapes differ, or have no axis; or the count is not one number, is negative or
+        is not finite.
     """
     vectors = {name: vector for name, vector in vectors.items() if vector is not None}
     for name, vector in vectors.items():

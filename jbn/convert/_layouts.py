@@ -1,4 +1,4 @@
-"""What each library calls the arrays and arguments of its layers, and what they mean."""
+"""The names and meanings of the arrays and arguments of each library's layers."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -10,6 +10,7 @@ from jbn._norms.batch import batch_norm
 from jbn._norms.decay import Decay, corrected_decay, cumulative_decay
 
 LayoutName = Literal["torch", "flax", "haiku", "keras", "equinox_batch", "equinox_ema"]
+"""The name of a library; for Equinox, with the mode of the layer."""
 
 
 class _Names(NamedTuple):
@@ -17,7 +18,7 @@ class _Names(NamedTuple):
     bias: str
     mean: str
     var: str
-    # With defaults: the averages' weight, epsilon, the switches of scale and bias, or one for both.
+    # With defaults: the weight of the averages, epsilon, and one or two switches of scale and bias.
     arguments: dict[str, Any]
 
 
@@ -47,7 +48,7 @@ for _mode in ("batch", "ema"):
 
 
 def names_of(layout: LayoutName) -> _Names:
-    """Returns what a library calls things.
+    """Returns the names that a library uses.
 
     Raises:
       ValueError: `layout` is unknown.
@@ -62,7 +63,7 @@ def read_decay(layout: LayoutName, weight: Any) -> Decay:
     match layout:
         case "torch":
             return cumulative_decay if weight is None else 1 - weight
-        case "haiku" | "equinox_batch" if 0 < weight < 1:  # With 0, nothing to correct.
+        case "haiku" | "equinox_batch" if 0 < weight < 1:  # With 0, there is nothing to correct.
             return corrected_decay(weight)
         case _:
             return weight
@@ -72,24 +73,24 @@ def write_decay(layout: LayoutName, decay: Decay) -> float | None:
     """Returns the weight of the averages in a library's terms.
 
     Raises:
-      ValueError: the library has nothing like the decay.
+      ValueError: the library has no such decay.
     """
     if layout == "torch" and decay is cumulative_decay:
         return None
-    # Of a function its limit, in the shortest decimals of float32: 0.99, not 0.9900000095.
+    # The limit of a function, in the shortest decimals of float32: 0.99, not 0.9900000095.
     limit = np.float32(np.asarray(decay(jnp.float32(jnp.inf)))) if callable(decay) else decay
     weight = float(str(limit))
     below_one = callable(decay) or layout in ("haiku", "equinox_batch")
     if below_one and not weight < 1:
         raise ValueError(
-            f"decay={decay} has no limit below 1, which {layout} needs: choose another decay, "
+            f"decay={decay} has no limit below 1, which {layout} needs: choose another decay with "
             "`layer._replace(options={**layer.options, 'decay': ...})`."
         )
     return 1 - weight if layout == "torch" else weight
 
 
 def read_state(layout: LayoutName, take: Callable[..., Any], weight: Any) -> tuple:
-    """Returns mean, variance and count, of the arrays that `take(name, default=None)` returns."""
+    """Returns mean, variance and count, from the arrays that `take(name, default=None)` returns."""
     mean, var = take(_NAMES[layout].mean), take(_NAMES[layout].var)
     match layout:
         case "torch":
@@ -113,7 +114,7 @@ def write_state(layout: LayoutName, state: Any, decay: Decay) -> dict[str, Any]:
     """Returns the arrays of mean, variance and count."""
     mean, var, count = state.mean, state.var, np.rint(state.count).astype(np.int64)
     names, weight = _NAMES[layout], write_decay(layout, decay)
-    # A constant decay corrects nothing, as a corrected one after very many updates.
+    # A constant decay corrects nothing. Nor does a corrected decay after very many updates.
     many = 2**30
     age = np.int32(np.minimum(count, many) if callable(decay) else many)
     match layout:
@@ -135,5 +136,5 @@ def write_state(layout: LayoutName, state: Any, decay: Decay) -> dict[str, Any]:
 
 
 def _mass(weight: Any, count: Any) -> float:
-    """The divisor that makes an average of a sum that started at 0 and decayed by `weight`."""
+    """Returns the total weight of an average that starts at 0: dividing by it corrects the bias."""
     return 1 - weight ** int(count)

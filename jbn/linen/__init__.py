@@ -1,9 +1,14 @@
-"""Linen modules: they read variables, call a `jbn.Norm` and write variables.
+"""Flax Linen modules that run any `jbn.Norm`.
 
-A model that calls Flax's BatchNorm runs on jbn without an edit, by any method:
+`BatchNorm` takes the place of `flax.linen.BatchNorm`. `Norm` and `DomainNorm` run any norm of jbn.
+An existing model runs on jbn, with any norm, without a change to its code:
 
-    with jbn.linen.replace_batch_norm(jbn.ghost_batch_norm(group_size=32)):
-        y, updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+>>> import flax.linen as nn, jax, jax.numpy as jnp
+>>> model = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=False)])
+>>> x = jnp.arange(24.0).reshape(8, 3)
+>>> variables = model.init(jax.random.key(0), x)
+>>> with jbn.linen.replace_batch_norm(jbn.ghost_batch_norm(group_size=4)):
+...     y, updates = model.apply(variables, x, mutable=["batch_stats"])
 """
 
 from jbn.linen._batch_norm import BatchNorm as BatchNorm

@@ -1,4 +1,4 @@
-"""How a Linen module runs a norm: it reads variables, calls the norm and writes what changed."""
+"""Runs a norm in a Linen module: reads variables, calls the norm and writes changed variables."""
 
 import math
 from typing import Any
@@ -23,24 +23,24 @@ def apply(
     use_running_average: bool | None,
     mask: Mask,
 ) -> jax.Array:
-    """Applies a norm to `x`; its state lies in the collection `batch_stats` of the module.
+    """Applies a norm to `x`, with its state in the collection `batch_stats` of the module.
 
     Args:
-      module: with the field `use_running_average`.
+      module: a module with the field `use_running_average`.
       norm: any norm.
-      params: of the norm.
-      start: the state of the norm before any batch.
+      params: the parameters of the norm.
+      start: the state of the norm before the first batch.
       x: the input.
       *domain: the domain, if the norm has domains.
       use_running_average: as in the calls of the modules.
-      mask: likewise.
+      mask: as in the calls of the modules.
     """
     norm_call: Any = norm
     variables = _variables(module, norm, start)
     state = start._replace(**{name: variable.value for name, variable in variables.items()})
     infer = nn.merge_param("use_running_average", module.use_running_average, use_running_average)
-    # Models are often initialized with one example, by which nothing can be normalized, and
-    # outside of the map that binds an axis name.
+    # Models are often initialized with one example, which has no variance, and outside of the map
+    # that binds the axis name.
     single = x.size == math.prod(Layout.of(x, per_domain(norm).axis).feature_shape)
     if infer or (module.is_initializing() and single):
         return norm_call.infer(params, state, x, *domain, mask=mask)
@@ -60,7 +60,7 @@ def apply(
 
 
 def num_features(feature_shape: tuple[int, ...]) -> int | tuple[int, ...]:
-    """Returns what `Norm.init` takes for features of a shape."""
+    """Returns the argument of `Norm.init` for features of a shape."""
     return feature_shape[0] if len(feature_shape) == 1 else feature_shape
 
 
@@ -70,7 +70,7 @@ def path_of(module: nn.Module) -> str:
 
 
 def _variables(module: nn.Module, norm: Norm | domain_norm, start: Any) -> dict[str, Any]:
-    """The variables of the state's fields; Flax's variables have no more than mean and var."""
+    """Returns the variables of the state's fields; variables from Flax have only mean and var."""
     wanted = {"mean", "var"}
     if module.is_mutable_collection("batch_stats"):
         wanted |= stored_fields(norm, start).keys()

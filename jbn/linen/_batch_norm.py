@@ -23,22 +23,27 @@ from jbn.linen._apply import apply, num_features, path_of
 class BatchNorm(nn.Module):
     """Batch normalization with the fields, call and variables of `flax.linen.BatchNorm`.
 
-    A model switches by changing one import, and its checkpoint loads. Arithmetic and running
-    statistics are always in float32 or wider, and the variance is always computed without
-    cancellation, so `use_fast_variance` and `force_float32_reductions` have no effect.
+    To switch a model from Flax's module, change the import. Checkpoints load as before. Arithmetic
+    and running statistics are always in float32 or wider, and the variance is always computed
+    without cancellation, so `use_fast_variance` and `force_float32_reductions` have no effect.
 
     >>> import jax, jax.numpy as jnp
     >>> module = jbn.linen.BatchNorm(use_running_average=False, momentum=0.9)
-    >>> variables = module.init(jax.random.key(0), jnp.ones((8, 3)))
-    >>> y, updates = module.apply(variables, jnp.ones((8, 3)), mutable=["batch_stats"])
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> variables = module.init(jax.random.key(0), x)
+    >>> y, updates = module.apply(variables, x, mutable=["batch_stats"])
+    >>> print(updates["batch_stats"]["mean"])
+    [0.2]
 
     Attributes:
-      use_running_average: whether to normalize by the running statistics; may be given at the call.
+      use_running_average: whether to normalize by the running statistics; may be given in the call
+        instead.
       axis: the feature axis or axes of the input.
-      momentum: the weight on the old running statistics, jbn's `decay`.
+      momentum: the weight on the old running statistics, which jbn's norms call `decay`.
       epsilon: added to the variance before its square root.
-      dtype: of the output; by default what the input and the parameters promote to.
-      param_dtype: of the parameters.
+      dtype: the dtype of the output; by default the result of promoting the dtypes of the input and
+        the parameters.
+      param_dtype: the dtype of the parameters.
       use_bias: whether a bias is learned.
       use_scale: whether a scale is learned.
       bias_init: initializer of the bias.
@@ -69,15 +74,15 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: ArrayLike, use_running_average: bool | None = None, *, mask: Mask = None
     ) -> jax.Array:
-        """Normalizes `x`; in training mode, moves the statistics unless initializing.
+        """Normalizes `x`; in training mode, updates the statistics, except in `init`.
 
         Args:
-          x: the input. Integers count as float32.
+          x: the input. Integers are converted to float32.
           use_running_average: whether to normalize by the running statistics.
-          mask: boolean, True at valid positions, as in `jbn.Norm.train`.
+          mask: boolean array, True at valid positions, as in `jbn.Norm.train`.
 
         Returns:
-          The output, of the shape of x; where the mask is False, it is the bias.
+          The output, with the shape of x. At masked positions, it is the bias.
         """
         return apply_batch_norm(self, None, x, use_running_average, mask=mask)
 
@@ -90,7 +95,7 @@ def apply_batch_norm(
     *,
     mask: Mask = None,
 ) -> jax.Array:
-    """Calls jbn's or Flax's BatchNorm by another norm, or by its own fields if that is None."""
+    """Runs jbn's or Flax's BatchNorm with `norm`, or with its own fields if `norm` is None."""
     floating = as_floating(x)
     shape = Layout.of(floating, module.axis).feature_shape
 

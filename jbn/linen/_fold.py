@@ -24,11 +24,13 @@ class Folded(NamedTuple):
     """A model that runs without the norms that were folded.
 
     Attributes:
-      apply: `apply(variables, *args, **kwargs)`, that of the model without the folded norms.
-      variables: for `apply`. A folded layer has another kernel and bias. If the layer takes no
-        bias, the norm adds the bias. An activation of the norm stays.
-      layers: by path of each folded norm, the path of its layer.
-      refused: by path of each norm that was not folded, the reason.
+      apply: a function `apply(variables, *args, **kwargs)` that applies the model without the
+        folded norms.
+      variables: the variables for `apply`. Each layer with a folded norm has a new kernel and bias.
+        If the layer has no bias, the module of the norm adds it. That module also applies the
+        activation of the norm, if it has one.
+      layers: a dictionary from the path of each folded norm to the path of its layer.
+      refused: a dictionary from the path of each norm that was not folded to the reason.
     """
 
     apply: Callable[..., Any]
@@ -42,8 +44,9 @@ def fold(
 ) -> Folded:
     """Folds the norms of a model into the linear layers that feed them.
 
-    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`, the norms `Norm` and `BatchNorm`
-    of `jbn.linen` and `nn.BatchNorm`. The model is traced, not run, to find the layer of each norm.
+    The layers are `nn.Conv`, `nn.ConvTranspose` and `nn.Dense`. The norms are `jbn.linen.Norm`,
+    `jbn.linen.BatchNorm` and `nn.BatchNorm`. The model is traced, and not run, to find the layer of
+    each norm.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> x = jnp.ones((8, 3))
@@ -51,23 +54,29 @@ def fold(
     >>> variables = model.init(jax.random.key(0), x)
     >>> folded = jbn.linen.fold(model, variables, x)
     >>> y = folded.apply(folded.variables, x)
+    >>> folded.layers
+    {'layers_1': 'layers_0'}
 
     Args:
       model: any Linen module.
-      variables: of the model after training; they do not change.
-      *args: the arguments of `model.apply` in inference. Of arrays only shape and dtype matter.
+      variables: the variables of the model after training; they do not change.
+      *args: the arguments of `model.apply` in inference. Only the shapes and dtypes of arrays
+        matter.
       strict: whether a norm that cannot be folded is an error.
-      **kwargs: likewise, such as `train=False`.
+      **kwargs: the keyword arguments of `model.apply` in inference, such as `train=False`.
+
+    Returns:
+      A `Folded`, with a function and variables for it.
 
     Raises:
-      ValueError: a norm was called in training mode. With `strict`: a norm cannot be folded, for
-        its input is not the unchanged output of a linear layer, or that output, the kernel or the
-        norm is used more than once.
+      ValueError: a norm was called in training mode. With `strict`: a norm cannot be folded,
+        because its input is not the unchanged output of a linear layer, or because that output, the
+        kernel or the norm is used more than once.
     """
     variables = nn.unbox(variables)
     layers: dict[str, nn.Module] = {}
     calls: dict[str, fold_trace.Call] = {}
-    replaced = intercepted()  # Then another norm runs than that of the module.
+    replaced = intercepted()  # Then the module runs another norm than its own.
 
     def call_layer(name, module, call, *args, **kwargs):
         layers[name] = module
@@ -79,7 +88,7 @@ def fold(
         wide: dict[str, Any] = {}
         activation = None
         if hasattr(module, "dtype"):
-            wide["dtype"] = None  # Then y has that of the kernel.
+            wide["dtype"] = None  # Then y has the dtype of the kernel.
         elif not replaced:
             wide["norm"], activation = fold_trace.linear_part(module.norm)
         norm = module.clone(parent=None, use_running_average=True, **wide)

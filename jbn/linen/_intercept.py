@@ -1,4 +1,4 @@
-"""A context in which calls of modules go through functions, and compiled functions notice."""
+"""A context that intercepts calls of modules, and in which jitted functions are traced again."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 Intercept = Callable[..., Any]
-"""`f(context, call, *args, **kwargs)`, with Flax's `InterceptorContext`; `call` goes on."""
+"""`f(context, call, *args, **kwargs)`: Flax's `InterceptorContext`, the call, and its arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ _entries = jax.make_user_context(())
 
 @contextlib.contextmanager
 def intercept_calls(intercept: Intercept, key: Hashable) -> Iterator[None]:
-    """Runs each `__call__` of a module through a function; that of the innermost context is first.
+    """Runs a function instead of each `__call__` of a module; the innermost context comes first.
 
     Args:
-      intercept: what runs instead.
-      key: what tells the function from others, for the caches of `jax.jit`.
+      intercept: the function that runs instead.
+      key: a key for the caches of `jax.jit`; functions with the same key share compiled functions.
     """
     outermost = not intercepted()
     with (
@@ -39,7 +39,7 @@ def intercept_calls(intercept: Intercept, key: Hashable) -> Iterator[None]:
 
 
 def intercepted() -> bool:
-    """Returns whether other functions than the modules' own may run here."""
+    """Returns whether calls of modules are intercepted here."""
     return bool(_entries.value)
 
 

@@ -17,12 +17,12 @@ Variables = TypeVar("Variables", bound=Mapping[str, Any])
 def load_norms(
     variables: Variables, layers: Mapping[str, Layer], *, strict: bool = True
 ) -> Variables:
-    """Returns variables with the parameters and statistics of layers of other libraries.
+    """Writes parameters and statistics of layers of other libraries into variables.
 
-    The norms are those of `jbn.linen` and `flax.linen.BatchNorm`: wherever the collection
-    `batch_stats` has a mean and a var. A layer without scale or bias gives ones or zeros. The
-    options of a layer, such as its epsilon, are not in the variables: make the modules with those
-    in `layer.options`.
+    The norms of a model are found wherever the collection `batch_stats` has a mean and a var: they
+    are those of `jbn.linen` and `flax.linen.BatchNorm`. If a layer has no scale or no bias, ones or
+    zeros are written. The variables do not hold the options of a layer, such as its epsilon: make
+    the modules with the options in `layer.options`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
     >>> model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True)])
@@ -34,18 +34,20 @@ def load_norms(
     [2. 2. 2.]
 
     Args:
-      variables: of the model, with the collections `params` and `batch_stats`, as from `model.init`
-        or `jax.eval_shape` of it. Layers that `nn.scan` or `nn.vmap` stacked take stacked vectors.
-      layers: by path of the norm, such as "block1/bn1"; a "/" at the end does not matter.
+      variables: the variables of the model, with the collections `params` and `batch_stats`, for
+        instance from `model.init`, or from `jax.eval_shape` of it. Modules that `nn.scan` or
+        `nn.vmap` stacked take layers with stacked vectors.
+      layers: a dictionary from the paths of norms, such as "block1/bn1", to layers. A "/" at the
+        end of a path is ignored.
       strict: whether a norm of the model that is not in `layers` is an error.
 
     Returns:
-      The variables, in their shapes and dtypes. Fields of a state that a layer lacks, such as the
-      `weight` of running batch norm, keep their values.
+      The variables with new values, in the same shapes and dtypes. Fields of a state that a layer
+      lacks, such as the `weight` of running batch norm, keep their values.
 
     Raises:
-      ValueError: `layers` has a path that is no norm of the model, or with `strict` lacks one; or a
-        shape differs, or a layer has a scale or bias that the norm does not have.
+      ValueError: `layers` has a path that is not a norm of the model, or with `strict` lacks one; a
+        shape differs; or a layer has a scale or bias that the norm does not have.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in _COLLECTIONS}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -68,6 +70,6 @@ def load_norms(
 
 def _place(keys: Any) -> tuple[str, str, str]:
     """Returns the collection, the path of the module and the name of a variable."""
-    # Boxes, such as those of `nn.with_partitioning`, add keys of another kind.
+    # Boxes, such as those of `nn.with_partitioning`, add keys of another type.
     collection, *path, name = [str(key.key) for key in keys if isinstance(key, DictKey)]
     return collection, "/".join(path), name

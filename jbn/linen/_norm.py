@@ -14,6 +14,7 @@ from jbn._flax.fields import (
     as_floating,
     per_domain,
     require_domain_norm,
+    require_initializers_fit,
     require_module_norm,
     require_same_axis,
     require_same_params,
@@ -37,22 +38,28 @@ class _Wrapping(nn.Module):
 class Norm(_Wrapping):
     """Any `jbn.Norm` as a module.
 
-    The leaves of its parameters are variables of the collection `params`, those of its state of
-    `batch_stats`, under the names of their fields. A count is stored only if the norm needs it, so
-    the variables of a `batch_norm` with a constant decay are those of Flax's BatchNorm.
+    The fields of the norm's parameters are variables in the collection `params`, and the fields of
+    its state are variables in the collection `batch_stats`. A count is stored only if the norm
+    needs it, so a `batch_norm` with a constant decay has the same variables as Flax's BatchNorm.
 
     >>> import jax, jax.numpy as jnp
     >>> module = jbn.linen.Norm(jbn.batch_norm(decay=0.9), use_running_average=False)
-    >>> variables = module.init(jax.random.key(0), jnp.ones((8, 3)))
-    >>> y, updates = module.apply(variables, jnp.ones((8, 3)), mutable=["batch_stats"])
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> variables = module.init(jax.random.key(0), x)
+    >>> y, updates = module.apply(variables, x, mutable=["batch_stats"])
+    >>> print(updates["batch_stats"]["mean"])
+    [0.2]
 
     Attributes:
       norm: the norm, such as `jbn.batch_norm(decay=0.9)`.
-      use_running_average: whether to infer instead of to train; may be given at the call.
-      num_features: what `norm.init` takes; by default the shape of x on the norm's axis.
-      param_dtype: of the parameters.
-      bias_init: initializer of the bias; by default it starts as in `norm.init`.
-      scale_init: initializer of the scale; by default it starts as in `norm.init`.
+      use_running_average: whether to run inference instead of training; may be given in the call
+        instead.
+      num_features: the argument of `norm.init`; by default the sizes of x on the norm's axis.
+      param_dtype: the dtype of the parameters.
+      bias_init: initializer of the bias, for a norm with a bias; by default the bias starts as in
+        `norm.init`.
+      scale_init: initializer of the scale, for a norm with a scale; by default the scale starts as
+        in `norm.init`.
     """
 
     norm: NormValue
@@ -61,15 +68,18 @@ class Norm(_Wrapping):
     def __call__(
         self, x: ArrayLike, use_running_average: bool | None = None, *, mask: Mask = None
     ) -> jax.Array:
-        """Normalizes `x`; in training mode, moves the state unless the module is initializing.
+        """Normalizes `x`; in training mode, updates the state, except in `init`.
 
         Args:
-          x: the input. Integers count as float32.
-          use_running_average: whether to infer instead of to train.
-          mask: boolean, True at valid positions, as in `jbn.Norm.train`.
+          x: the input. Integers are converted to float32.
+          use_running_average: whether to run inference instead of training.
+          mask: boolean array, True at valid positions, as in `jbn.Norm.train`.
 
         Returns:
-          The output, of the shape of x.
+          The output, with the shape of x.
+
+        Raises:
+          ValueError: `bias_init` or `scale_init` is given and the norm has no bias or scale.
         """
         return apply_norm(self, None, x, use_running_average, mask=mask)
 
@@ -77,8 +87,8 @@ class Norm(_Wrapping):
 class DomainNorm(_Wrapping):
     """A `jbn.domain_norm` as a module: one scale and bias, and statistics for each domain.
 
-    Its variables are those of `Norm`, those of `batch_stats` with a leading axis of domains.
-    Domains may be data sets, time steps, or clean and adversarial examples.
+    It has the same variables as `Norm`; those in the collection `batch_stats` have a leading axis
+    of domains. Domains are for instance data sets, time steps, or clean and adversarial examples.
 
     >>> import jax, jax.numpy as jnp
     >>> module = jbn.linen.DomainNorm(jbn.domain_norm(jbn.batch_norm(), num_domains=2))
@@ -88,11 +98,14 @@ class DomainNorm(_Wrapping):
 
     Attributes:
       norm: the norm, such as `jbn.domain_norm(jbn.batch_norm(), num_domains=2)`.
-      use_running_average: whether to infer instead of to train; may be given at the call.
-      num_features: what `norm.init` takes; by default the shape of x on the norm's axis.
-      param_dtype: of the parameters.
-      bias_init: initializer of the bias; by default it starts as in `norm.init`.
-      scale_init: initializer of the scale; by default it starts as in `norm.init`.
+      use_running_average: whether to run inference instead of training; may be given in the call
+        instead.
+      num_features: the argument of `norm.init`; by default the sizes of x on the norm's axis.
+      param_dtype: the dtype of the parameters.
+      bias_init: initializer of the bias, for a norm with a bias; by default the bias starts as in
+        `norm.init`.
+      scale_init: initializer of the scale, for a norm with a scale; by default the scale starts as
+        in `norm.init`.
     """
 
     norm: domain_norm
@@ -106,16 +119,19 @@ class DomainNorm(_Wrapping):
         *,
         mask: Mask = None,
     ) -> jax.Array:
-        """Normalizes each domain of `x`; in training mode, moves its state unless initializing.
+        """Normalizes each domain of `x`; in training mode, updates its state, except in `init`.
 
         Args:
-          x: the input. Integers count as float32.
-          domain: integers that count from 0, as in `jbn.domain_norm`.
-          use_running_average: whether to infer instead of to train.
-          mask: boolean, True at valid positions, as in `jbn.Norm.train`.
+          x: the input. Integers are converted to float32.
+          domain: integer array that counts domains from 0, as in `jbn.domain_norm`.
+          use_running_average: whether to run inference instead of training.
+          mask: boolean array, True at valid positions, as in `jbn.Norm.train`.
 
         Returns:
-          The output, of the shape of x.
+          The output, with the shape of x.
+
+        Raises:
+          ValueError: `bias_init` or `scale_init` is given and the norm has no bias or scale.
         """
         return apply_domain_norm(self, None, x, domain, use_running_average, mask=mask)
 
@@ -128,7 +144,7 @@ def apply_norm(
     *,
     mask: Mask = None,
 ) -> jax.Array:
-    """Calls a Norm by another norm, or by its own if that is None."""
+    """Runs a Norm with `norm`, or with its own norm if `norm` is None."""
     require_module_norm(module.norm)
     return _apply(module, module.norm, norm, x, use_running_average=use_running_average, mask=mask)
 
@@ -142,7 +158,7 @@ def apply_domain_norm(
     *,
     mask: Mask = None,
 ) -> jax.Array:
-    """Calls a DomainNorm by another norm for each domain, or by its own if that is None."""
+    """Runs a DomainNorm with `norm` for each domain, or with its own norm if `norm` is None."""
     require_domain_norm(module.norm)
     other = None if norm is None else dataclasses.replace(module.norm, norm=norm)
     return _apply(
@@ -153,7 +169,7 @@ def apply_domain_norm(
 def _apply(
     module: _Wrapping, own: Any, other: Any, x: ArrayLike, *domain: ArrayLike, **options: Any
 ):
-    """Applies the module's own norm to x, or another that learns the same."""
+    """Applies the module's own norm to x, or another norm with the same parameters."""
     x = as_floating(x)
     shape = module.num_features
     if shape is None:
@@ -162,6 +178,7 @@ def _apply(
         shape = (shape,)
     params, start = own.init(num_features(shape))
     initializers = {"scale": module.scale_init, "bias": module.bias_init}
+    require_initializers_fit(params, initializers)
     for name, value in params._asdict().items():
         if value is not None:
             init = initializers[name] or (

@@ -1,4 +1,4 @@
-"""A context in which jbn runs wherever a model calls a batch norm."""
+"""A context in which jbn runs wherever a model calls a batch norm, and variables for it."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,14 @@ import flax.linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jbn
-from jbn._flax.fields import Where, everywhere, require_module_norm, stack_like, stored_fields
+from jbn._flax.fields import (
+    Where,
+    everywhere,
+    require_module_norm,
+    require_where,
+    stack_like,
+    stored_fields,
+)
 from jbn.linen._apply import num_features, path_of
 from jbn.linen._batch_norm import BatchNorm, apply_batch_norm
 from jbn.linen._intercept import intercept_calls
@@ -18,7 +25,7 @@ from jbn.linen._norm import DomainNorm, Norm, apply_domain_norm, apply_norm
 
 
 def _function(kind: Any) -> Any:
-    """The `__call__` of a type of modules as interceptors see it, without Flax's wrapper."""
+    """Returns the `__call__` of a module type as interceptors see it, without Flax's wrapper."""
     return kind.__call__.__wrapped__
 
 
@@ -32,9 +39,9 @@ _OURS = {
 
 @functools.lru_cache(1024)
 def _found_before(key: Hashable) -> set[type]:
-    """The types of norms that were called in contexts with a key, to be added to.
+    """Returns the set of norm types that were called in contexts with a key, to add to it.
 
-    Where equal contexts share a compiled function, no module is called in the later ones.
+    Where equal contexts share a compiled function, no module is called in the later contexts.
     """
     return set()
 
@@ -46,47 +53,50 @@ def replace_batch_norm(
     where: Where = everywhere,
     types: tuple[type[nn.Module], ...] = (),
 ) -> Iterator[dict[str, type[nn.Module]]]:
-    """Runs jbn wherever a model calls `flax.linen.BatchNorm`, on the same variables.
+    """Context manager that runs jbn wherever a model calls `flax.linen.BatchNorm`.
 
-    This is a context manager. Every call of the model, in training and in inference, belongs
-    inside: outside, the model is Flax's again. Functions that were jitted outside are traced again
-    inside, and the other way round; equal norms share a trace. Other threads do not see the
-    context.
+    The variables stay the same. Call the model inside for training and for inference: outside, the
+    model runs Flax's code again. Functions that were jitted outside are traced again inside, and
+    vice versa; contexts with equal norms share a trace. Other threads do not see the context.
 
-    Subclasses of Flax's BatchNorm are replaced where they call Flax's `__call__`. If a norm is
-    given, it replaces that of jbn's own modules, too, and that of each domain of a `DomainNorm`.
+    Subclasses of Flax's BatchNorm are replaced if they call Flax's `__call__`. If `norm` is given,
+    it also replaces the norm of jbn's own modules, and the norm of each domain of a `DomainNorm`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> model = nn.BatchNorm(use_running_average=False, name="norm")
+    >>> model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=False)])
     >>> variables = model.init(jax.random.key(0), jnp.ones((8, 3)))
     >>> with jbn.linen.replace_batch_norm(jbn.batch_norm(decay=0.9)) as replaced:
     ...     y, updates = model.apply(variables, jnp.ones((8, 3)), mutable=["batch_stats"])
+    >>> list(replaced)
+    ['layers_1']
 
     Args:
-      norm: the norm, whose options (decay, epsilon, axis_name, dtype, ...) replace the module's
-        fields. Further fields of its state become variables of `batch_stats` (see `add_missing`);
-        where they are missing, they start anew. A norm with an activation applies it: leave it out
-        of the model. By default the norm that `jbn.linen.BatchNorm` would be with the fields of the
-        module.
-      where: `where(path)` picks the modules to replace by their paths, such as "block_1/norm".
-        Compiled functions are shared only for the same function.
+      norm: the norm to run. Its options (decay, epsilon, axis_name, dtype, ...) replace the fields
+        of the module. Further fields of its state become variables in `batch_stats` (see
+        `add_missing`); where they are missing, they start as before the first batch. If the norm
+        has an activation, the norm applies it: remove it from the model. By default, each module
+        runs as a `jbn.linen.BatchNorm` with its fields.
+      where: `where(path)` returns whether to replace the module at a path, such as "block_1/norm".
+        Contexts share compiled functions only if `where` is the same function.
       types: further types of modules to replace, such as copies of Flax's BatchNorm. They must have
-        its fields and call.
+        the same fields and the same call.
 
     Yields:
-      By path, the type of each module that was replaced. It fills as modules are called; a function
-      that an equal context has compiled calls none.
+      A dictionary with the type of each replaced module, by path. It is filled as modules are
+      called. A function that an equal context has compiled calls no modules.
 
     Raises:
-      TypeError: `norm` is not a `jbn.Norm`.
-      ValueError: from the model, if the module has a scale or bias and the norm has none, or the
-        other way round, if their axes differ, or if a subclass of Flax's BatchNorm has a `__call__`
-        of its own that does not call Flax's; name it in `types`. At the end, if modules were called
-        and none was a norm to replace, in this context and in equal ones before it.
+      TypeError: `norm` is not a `jbn.Norm`, or `where` is not a function.
+      ValueError: raised by the call of the model if a module has a scale or bias and the norm has
+        none, or vice versa; if their axes differ; or if a subclass of Flax's BatchNorm has its own
+        `__call__` that does not call Flax's (name it in `types`). Raised at the end of the context
+        if modules were called, but no norm to replace was called in this context or in an equal one
+        before it.
     """
+    require_where(where)
     if norm is not None:
         require_module_norm(norm)
-        norm = dataclasses.replace(norm)  # Arrays among its options become numbers.
+        norm = dataclasses.replace(norm)  # Options that are arrays become numbers.
     replacements = _FLAXS | {_function(kind): apply_batch_norm for kind in types}
     if norm is not None:
         replacements |= _OURS
@@ -108,8 +118,8 @@ def replace_batch_norm(
         if isinstance(module, nn.BatchNorm) and kind not in found:
             raise ValueError(
                 f"layer {path!r} has a __call__ of its own that does not call that of "
-                f"flax.linen.BatchNorm: pass types=({kind.__name__},) to replace it, or leave it "
-                "out by `where`."
+                f"flax.linen.BatchNorm: pass types=({kind.__name__},) to replace it, or exclude it "
+                "with `where`."
             )
         return y
 
@@ -118,17 +128,17 @@ def replace_batch_norm(
     if called and not found:
         raise ValueError(
             "no batch norm was replaced, though modules were called: name the types of the model's "
-            f"norms in `types`, and check `where`. Called were {sorted(called)}."
+            f"norms in `types`, and check `where`. The called modules are {sorted(called)}."
         )
 
 
 def add_missing(
     variables: Mapping[str, Any], norm: jbn.Norm, *, where: Where = everywhere
 ) -> dict[str, Any]:
-    """Adds to the variables of Flax's norms what else the state of a norm has.
+    """Adds to the variables of Flax's norms the further fields of a norm's state.
 
-    With them, a training step in `replace_batch_norm(norm)` returns the tree of variables that it
-    was given, as `lax.scan` and checkpoints want it.
+    A training step in `replace_batch_norm(norm)` then returns variables with the same tree
+    structure that it was given, as `lax.scan` and checkpoints need it.
 
     >>> import jax.numpy as jnp
     >>> variables = {"batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
@@ -137,13 +147,18 @@ def add_missing(
     ['count', 'mean', 'var']
 
     Args:
-      variables: of a Linen model; they do not change.
-      norm: the norm of `replace_batch_norm`.
-      where: likewise.
+      variables: the variables of a Linen model; they do not change.
+      norm: the norm that is given to `replace_batch_norm`.
+      where: the function that is given to `replace_batch_norm`.
 
     Returns:
-      The variables with what was missing, as before any batch.
+      The variables with the missing fields, which have their values before the first batch.
+
+    Raises:
+      TypeError: `norm` is not a `jbn.Norm`, or `where` is not a function.
     """
+    require_module_norm(norm)
+    require_where(where)
     leaves: dict[Any, Any] = flatten_dict(variables.get("batch_stats", {}))
     for *path, name in list(leaves):
         if name != "mean" or (*path, "var") not in leaves or not where("/".join(path)):
@@ -157,7 +172,7 @@ def add_missing(
 
 
 def _hashable(norm: jbn.Norm | None) -> Hashable:
-    """What tells norms apart; one with traced options is like no other."""
+    """Returns a key that equal norms share; a norm with traced options equals no other."""
     try:
         hash(norm)
     except TypeError:

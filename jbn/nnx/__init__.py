@@ -1,8 +1,14 @@
-"""NNX modules: they read variables, call a `jbn.Norm` and write variables.
+"""Flax NNX modules that run any `jbn.Norm`.
 
-An existing model runs on jbn, by any method:
+`BatchNorm` takes the place of `flax.nnx.BatchNorm`. `Norm` and `DomainNorm` run any norm of jbn.
+An existing model runs on jbn, with any norm, after one call:
 
-    model = jbn.nnx.replace_batch_norm(model, jbn.ghost_batch_norm(group_size=32))
+>>> import jax.numpy as jnp
+>>> from flax import nnx
+>>> rngs = nnx.Rngs(0)
+>>> model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs))
+>>> model = jbn.nnx.replace_batch_norm(model, jbn.ghost_batch_norm(group_size=4))
+>>> y = model(jnp.arange(24.0).reshape(8, 3))
 """
 
 from jbn.nnx._batch_norm import BatchNorm as BatchNorm

@@ -18,24 +18,28 @@ from jbn.nnx._module import NO_METADATA, Metadata, NormModule
 class BatchNorm(NormModule):
     """Batch normalization with the fields, call and variables of `flax.nnx.BatchNorm`.
 
-    A model switches by changing one import, and its checkpoint loads. Arithmetic and running
-    statistics are always in float32 or wider, and the variance is always computed without
-    cancellation, so `use_fast_variance` has no effect. Flax's `promote_dtype` does not exist here.
+    To switch a model from Flax's module, change the import. Checkpoints load as before. Arithmetic
+    and running statistics are always in float32 or wider, and the variance is always computed
+    without cancellation, so `use_fast_variance` has no effect. Flax's `promote_dtype` does not
+    exist here.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
-    >>> module = jbn.nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0))
-    >>> y = module(jnp.ones((8, 3)))
+    >>> module = jbn.nnx.BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+    >>> y = module(jnp.array([[1.0], [3.0]]))
+    >>> print(module.mean[...])
+    [0.2]
 
     Args:
-      num_features: number of features; a tuple where `axis` is one.
+      num_features: number of features; a tuple of sizes if `axis` is a tuple.
       use_running_average: whether to normalize by the running statistics; `train()` and `eval()`
         set it.
       axis: the feature axis or axes of the input.
-      momentum: the weight on the old running statistics, jbn's `decay`.
+      momentum: the weight on the old running statistics, which jbn's norms call `decay`.
       epsilon: added to the variance before its square root.
-      dtype: of the output; by default what the input and the parameters promote to.
-      param_dtype: of the parameters.
+      dtype: the dtype of the output; by default the result of promoting the dtypes of the input and
+        the parameters.
+      param_dtype: the dtype of the parameters.
       use_bias: whether a bias is learned.
       use_scale: whether a scale is learned.
       bias_init: initializer of the bias.
@@ -43,7 +47,7 @@ class BatchNorm(NormModule):
       axis_name: the named axis or axes (pmap, shard_map, vmap) over which the batch is spread.
       axis_index_groups: a partition of the shards of `axis_name` into batches.
       use_fast_variance: accepted as in Flax, without effect.
-      rngs: where the initializers' keys come from.
+      rngs: the source of the initializers' keys.
       bias_metadata: metadata of the bias variable.
       scale_metadata: metadata of the scale variable.
     """
@@ -77,26 +81,27 @@ class BatchNorm(NormModule):
         self.axis_name, self.axis_index_groups = axis_name, axis_index_groups
         self.use_fast_variance = use_fast_variance
         self._make_variables(
-            batch_norm(use_scale=use_scale, use_bias=use_bias),
+            batch_norm(axis=axis, use_scale=use_scale, use_bias=use_bias),
             rngs,
             param_dtype,
-            {"scale": scale_init, "bias": bias_init},
+            # Like Flax's module, this one ignores initializers that it does not need.
+            {"scale": scale_init if use_scale else None, "bias": bias_init if use_bias else None},
             {"scale": scale_metadata, "bias": bias_metadata},
         )
 
     def __call__(
         self, x: ArrayLike, use_running_average: bool | None = None, *, mask: Mask = None
     ) -> jax.Array:
-        """Normalizes `x`; in training mode, moves the statistics.
+        """Normalizes `x`; in training mode, updates the statistics.
 
         Args:
-          x: the input. Integers count as float32.
+          x: the input. Integers are converted to float32.
           use_running_average: whether to normalize by the running statistics; overrides the
-            module's own.
-          mask: boolean, True at valid positions, as in `jbn.Norm.train`.
+            attribute of the module.
+          mask: boolean array, True at valid positions, as in `jbn.Norm.train`.
 
         Returns:
-          The output, of the shape of x; where the mask is False, it is the bias.
+          The output, with the shape of x. At masked positions, it is the bias.
         """
         norm = norm_from_fields(self, self._params(), x)
         return self._apply(norm, as_floating(x), use_running_average=use_running_average, mask=mask)

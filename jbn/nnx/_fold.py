@@ -24,10 +24,11 @@ class Folded(NamedTuple, Generic[Model]):
     """A model without the norms that were folded.
 
     Attributes:
-      model: a copy. Its folded layers have another kernel and bias, and its folded norms return
-        their input.
-      layers: by path of each folded norm, the path of its layer.
-      refused: by path of each norm that was not folded, the reason.
+      model: a copy of the model. Each layer with a folded norm has a new kernel and bias. In place
+        of each folded norm is a module that returns its input, after the activation of the norm if
+        it has one.
+      layers: a dictionary from the path of each folded norm to the path of its layer.
+      refused: a dictionary from the path of each norm that was not folded to the reason.
     """
 
     model: Model
@@ -38,8 +39,8 @@ class Folded(NamedTuple, Generic[Model]):
 def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded[Model]:
     """Folds the norms of a model into the linear layers that feed them.
 
-    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`, the norms `Norm` and
-    `BatchNorm` of `jbn.nnx` and `nnx.BatchNorm`. The model is traced, not run, to find the layer of
+    The layers are `nnx.Conv`, `nnx.ConvTranspose` and `nnx.Linear`. The norms are `jbn.nnx.Norm`,
+    `jbn.nnx.BatchNorm` and `nnx.BatchNorm`. The model is traced, and not run, to find the layer of
     each norm.
 
     >>> import jax.numpy as jnp
@@ -49,17 +50,22 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
     >>> model.eval()
     >>> folded = jbn.nnx.fold(model, jnp.ones((8, 3)))
     >>> y = folded.model(jnp.ones((8, 3)))
+    >>> folded.layers
+    {'layers/1': 'layers/0'}
 
     Args:
       model: any NNX model, after training and in evaluation mode; it does not change.
-      *args: the arguments of its call. Of arrays only shape and dtype matter.
+      *args: the arguments of a call of the model. Only the shapes and dtypes of arrays matter.
       strict: whether a norm that cannot be folded is an error.
-      **kwargs: likewise.
+      **kwargs: the keyword arguments of a call of the model.
+
+    Returns:
+      A `Folded`, with a copy of the model.
 
     Raises:
-      ValueError: a norm was called in training mode. With `strict`: a norm cannot be folded, for
-        its input is not the unchanged output of a linear layer, or that output, the kernel or the
-        norm is used more than once.
+      ValueError: a norm was called in training mode. With `strict`: a norm cannot be folded,
+        because its input is not the unchanged output of a linear layer, or because that output, the
+        kernel or the norm is used more than once.
     """
     calls: dict[str, fold_trace.Call] = {}
     spied: Any = nnx.clone(model)
@@ -91,7 +97,7 @@ def fold(model: Model, *args: Any, strict: bool = True, **kwargs: Any) -> Folded
 
 @functools.cache
 def _spying(cls: type[nnx.Module]) -> type[nnx.Module]:
-    """Returns the class of a module that marks its input or output and goes on as before."""
+    """Returns a subclass whose call marks its input or output, and is otherwise the same."""
 
     def call_layer(self, *args, **kwargs):
         return fold_trace.mark(cls.__call__(self, *args, **kwargs), "layer", self.fold_name)
@@ -108,7 +114,7 @@ def _spying(cls: type[nnx.Module]) -> type[nnx.Module]:
 
 
 class _Folded(ModeModule):
-    """Stands where a folded norm was."""
+    """The module in place of a folded norm."""
 
     def __init__(self, name: str, call: fold_trace.Call):
         self.name, self.finish = name, call.finish
@@ -123,12 +129,12 @@ class _Folded(ModeModule):
 
 
 def _fold_one(norm: Any, call: fold_trace.Call, layer: Any) -> None:
-    """Folds a norm into a layer, or raises ValueError and changes nothing."""
+    """Folds a norm into a layer; if it cannot, raises ValueError and changes nothing."""
     norm = nnx.clone(norm)
     if hasattr(norm, "norm"):
         norm.norm, _ = fold_trace.linear_part(norm.norm)
     else:
-        norm.dtype = None  # Then y has that of the kernel.
+        norm.dtype = None  # Then y has the dtype of the kernel.
 
     def infer(x: jax.Array) -> jax.Array:
         vectors = {_name(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(norm))}

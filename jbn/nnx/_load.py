@@ -16,8 +16,8 @@ from jbn.nnx._norm import Norm
 def load_norms(model: Any, layers: Mapping[str, Layer], *, strict: bool = True) -> None:
     """Writes parameters and statistics of layers of other libraries into the norms of a model.
 
-    The norms are those of `jbn.nnx` and `flax.nnx.BatchNorm`. A layer without scale or bias gives
-    ones or zeros. The model changes only if all layers fit.
+    The norms are those of `jbn.nnx` and `flax.nnx.BatchNorm`. If a layer has no scale or no bias,
+    ones or zeros are written. The model changes only if all layers fit.
 
     >>> import numpy as np
     >>> from flax import nnx
@@ -30,17 +30,16 @@ def load_norms(model: Any, layers: Mapping[str, Layer], *, strict: bool = True) 
     [2. 2. 2.]
 
     Args:
-      model: an NNX model. Layers that `nnx.vmap` stacked take stacked vectors.
-      layers: by path of the norm, such as "block1/bn1"; a "/" at the end does not matter.
+      model: an NNX model. Its variables change, and keep their shapes and dtypes. Fields of a state
+        that a layer lacks, such as the `weight` of running batch norm, keep their values. Modules
+        that `nnx.vmap` stacked take layers with stacked vectors.
+      layers: a dictionary from the paths of norms, such as "block1/bn1", to layers. A "/" at the
+        end of a path is ignored.
       strict: whether a norm of the model that is not in `layers` is an error.
 
-    Returns:
-      Nothing: the variables of the model change, in their shapes and dtypes. Fields of a state that
-      a layer lacks, such as the `weight` of running batch norm, keep their values.
-
     Raises:
-      ValueError: `layers` has a path that is no norm of the model, or with `strict` lacks one; or a
-        shape or the epsilon differs, or a layer has a scale or bias that the norm does not have.
+      ValueError: `layers` has a path that is not a norm of the model, or with `strict` lacks one; a
+        shape or the epsilon differs; or a layer has a scale or bias that the norm does not have.
     """
     modules = modules_by_path(model)
     norms = {p: m for p, m in modules.items() if isinstance(m, BatchNorm | Norm | nnx.BatchNorm)}
@@ -57,10 +56,10 @@ def load_norms(model: Any, layers: Mapping[str, Layer], *, strict: bool = True) 
 def _require_same_epsilon(path: str, layer: Layer, module: Any) -> None:
     options = module
     while not hasattr(options, "epsilon") and hasattr(options, "norm"):
-        options = options.norm  # Of a module, or of a norm that wraps another.
+        options = options.norm  # The norm of a module, or the norm that another norm wraps.
     wanted = jbn.batch_norm(**layer.options).epsilon
     if getattr(options, "epsilon", wanted) != wanted:
         raise ValueError(
             f"layers[{path!r}] has epsilon={wanted}, and the norm of the model has "
-            f"epsilon={options.epsilon}: make the model with that of the layer."
+            f"epsilon={options.epsilon}: make the model with the epsilon of the layer."
         )

@@ -1,4 +1,4 @@
-"""How an NNX module runs a norm: it reads variables, calls the norm and writes what changed."""
+"""Runs a norm in an NNX module: reads variables, calls the norm and writes changed variables."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 
 from jbn._core.layout import Mask
-from jbn._flax.fields import stored_fields
+from jbn._flax.fields import require_initializers_fit, stored_fields
 from jbn._norms.domain import domain_norm
 from jbn._norms.no_update import updates_statistics
 from jbn._norms.norm import BatchNormParams, Norm
@@ -23,15 +23,15 @@ NO_METADATA: Metadata = MappingProxyType({})
 
 
 class ModeModule(nnx.Module):
-    """A module that trains or infers, and that `nnx.view` can set to either."""
+    """A module with a training and an inference mode, which `nnx.view` can set."""
 
     use_running_average: bool | None
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Sets the mode of a view, see `nnx.view`.
+        """Sets the mode of a view of the module (see `nnx.view`).
 
         Args:
-          use_running_average: whether to infer instead of to train; None leaves it as it is.
+          use_running_average: whether to run inference instead of training; None changes nothing.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
@@ -54,8 +54,9 @@ class NormModule(ModeModule):
         initializers: Mapping[str, Initializer | None],
         metadata: Mapping[str, Metadata],
     ) -> None:
-        """Makes the variables of a norm, by name its params and state."""
+        """Makes variables with the names of the fields of the norm's parameters and state."""
         params, state = norm.init(self.num_features)
+        require_initializers_fit(params, initializers)
         for name, value in params._asdict().items():
             if value is None:
                 setattr(self, name, nnx.data(None))
@@ -84,7 +85,7 @@ class NormModule(ModeModule):
         state = start._replace(**{name: getattr(self, name)[...] for name in stored})
         hint = "use_running_average is not set: pass it, or use `model.train()` and `model.eval()`."
         infer = first_from(use_running_average, self.use_running_average, error_msg=hint)
-        # Flax's table is often made of one example, and its process is left changed by an error.
+        # `nnx.tabulate` is often called with one example, and an error would leave Flax patched.
         tabulated = hasattr(self, "_nnx_tabulate_id")
         single = x.size == np.prod(self.num_features)
         if infer or (tabulated and single):
@@ -102,8 +103,8 @@ class NormModule(ModeModule):
 
 
 def attribute(norm: Any) -> Any:
-    """Returns a norm as an attribute of a module: static, or data if options of it are traced."""
-    norm = dataclasses.replace(norm)  # Arrays among its options become numbers.
+    """Returns a norm as an attribute of a module: static, or data if some options are traced."""
+    norm = dataclasses.replace(norm)  # Options that are arrays become numbers.
     return nnx.data(norm) if jax.tree.leaves(norm) else norm
 
 

@@ -51,24 +51,33 @@ class _Wrapping(NormModule, Generic[AnyNorm]):
 class Norm(_Wrapping[NormValue]):
     """Any `jbn.Norm` as a module.
 
-    The leaves of its parameters are `nnx.Param`, those of its state `nnx.BatchStat`, under the
-    names of their fields. A count is stored only if the norm needs it, so the variables of a
-    `batch_norm` with a constant decay are those of Flax's BatchNorm.
+    The fields of the norm's parameters are variables of type `nnx.Param`, and the fields of its
+    state are variables of type `nnx.BatchStat`. A count is stored only if the norm needs it, so a
+    `batch_norm` with a constant decay has the same variables as Flax's BatchNorm.
 
     >>> import jax.numpy as jnp
-    >>> module = jbn.nnx.Norm(jbn.batch_norm(decay=0.9), 3)
-    >>> y = module(jnp.ones((8, 3)))
+    >>> module = jbn.nnx.Norm(jbn.batch_norm(decay=0.9), 1)
+    >>> y = module(jnp.array([[1.0], [3.0]]))
+    >>> print(module.mean[...])
+    [0.2]
 
     Args:
       norm: the norm, such as `jbn.batch_norm(decay=0.9)`.
-      num_features: what `norm.init` takes.
-      use_running_average: whether to infer instead of to train; `train()` and `eval()` set it.
-      param_dtype: of the parameters.
-      bias_init: initializer of the bias; by default it starts as in `norm.init`.
-      scale_init: initializer of the scale; by default it starts as in `norm.init`.
-      rngs: where the initializers' keys come from, if they need one.
+      num_features: number of features, or the sizes of several feature axes.
+      use_running_average: whether to run inference instead of training; `train()` and `eval()` set
+        it.
+      param_dtype: the dtype of the parameters.
+      bias_init: initializer of the bias, for a norm with a bias; by default the bias starts as in
+        `norm.init`.
+      scale_init: initializer of the scale, for a norm with a scale; by default the scale starts as
+        in `norm.init`.
+      rngs: the source of the initializers' keys, if they need keys.
       bias_metadata: metadata of the bias variable.
       scale_metadata: metadata of the scale variable.
+
+    Raises:
+      TypeError: `norm` is not a `jbn.Norm`.
+      ValueError: `bias_init` or `scale_init` is given and the norm has no bias or scale.
     """
 
     _require = staticmethod(require_module_norm)
@@ -76,15 +85,16 @@ class Norm(_Wrapping[NormValue]):
     def __call__(
         self, x: ArrayLike, use_running_average: bool | None = None, *, mask: Mask = None
     ) -> jax.Array:
-        """Normalizes `x`; in training mode, moves the state.
+        """Normalizes `x`; in training mode, updates the state.
 
         Args:
-          x: the input. Integers count as float32.
-          use_running_average: whether to infer instead of to train; overrides the module's own.
-          mask: boolean, True at valid positions, as in `jbn.Norm.train`.
+          x: the input. Integers are converted to float32.
+          use_running_average: whether to run inference instead of training; overrides the attribute
+            of the module.
+          mask: boolean array, True at valid positions, as in `jbn.Norm.train`.
 
         Returns:
-          The output, of the shape of x.
+          The output, with the shape of x.
         """
         return self._apply(
             self.norm, as_floating(x), use_running_average=use_running_average, mask=mask
@@ -94,8 +104,8 @@ class Norm(_Wrapping[NormValue]):
 class DomainNorm(_Wrapping[domain_norm]):
     """A `jbn.domain_norm` as a module: one scale and bias, and statistics for each domain.
 
-    Its variables are those of `Norm`, each `nnx.BatchStat` with a leading axis of domains. Domains
-    may be data sets, time steps, or clean and adversarial examples.
+    It has the same variables as `Norm`; those of type `nnx.BatchStat` have a leading axis of
+    domains. Domains are for instance data sets, time steps, or clean and adversarial examples.
 
     >>> import jax.numpy as jnp
     >>> module = jbn.nnx.DomainNorm(jbn.domain_norm(jbn.batch_norm(), num_domains=2), 3)
@@ -103,14 +113,21 @@ class DomainNorm(_Wrapping[domain_norm]):
 
     Args:
       norm: the norm, such as `jbn.domain_norm(jbn.batch_norm(), num_domains=2)`.
-      num_features: what `norm.init` takes.
-      use_running_average: whether to infer instead of to train; `train()` and `eval()` set it.
-      param_dtype: of the parameters.
-      bias_init: initializer of the bias; by default it starts as in `norm.init`.
-      scale_init: initializer of the scale; by default it starts as in `norm.init`.
-      rngs: where the initializers' keys come from, if they need one.
+      num_features: number of features, or the sizes of several feature axes.
+      use_running_average: whether to run inference instead of training; `train()` and `eval()` set
+        it.
+      param_dtype: the dtype of the parameters.
+      bias_init: initializer of the bias, for a norm with a bias; by default the bias starts as in
+        `norm.init`.
+      scale_init: initializer of the scale, for a norm with a scale; by default the scale starts as
+        in `norm.init`.
+      rngs: the source of the initializers' keys, if they need keys.
       bias_metadata: metadata of the bias variable.
       scale_metadata: metadata of the scale variable.
+
+    Raises:
+      TypeError: `norm` is not a `jbn.domain_norm`.
+      ValueError: `bias_init` or `scale_init` is given and the norm has no bias or scale.
     """
 
     _require = staticmethod(require_domain_norm)
@@ -123,16 +140,17 @@ class DomainNorm(_Wrapping[domain_norm]):
         *,
         mask: Mask = None,
     ) -> jax.Array:
-        """Normalizes each domain of `x`; in training mode, moves its state.
+        """Normalizes each domain of `x`; in training mode, updates its state.
 
         Args:
-          x: the input. Integers count as float32.
-          domain: integers that count from 0, as in `jbn.domain_norm`.
-          use_running_average: whether to infer instead of to train; overrides the module's own.
-          mask: boolean, True at valid positions, as in `jbn.Norm.train`.
+          x: the input. Integers are converted to float32.
+          domain: integer array that counts domains from 0, as in `jbn.domain_norm`.
+          use_running_average: whether to run inference instead of training; overrides the attribute
+            of the module.
+          mask: boolean array, True at valid positions, as in `jbn.Norm.train`.
 
         Returns:
-          The output, of the shape of x.
+          The output, with the shape of x.
         """
         return self._apply(
             self.norm, as_floating(x), domain, use_running_average=use_running_average, mask=mask

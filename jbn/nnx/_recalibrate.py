@@ -26,21 +26,24 @@ def recalibrate(
     `jbn.recalibrate` defines these statistics. The model changes after all batches have been read.
 
     >>> import jax.numpy as jnp
-    >>> model = jbn.nnx.Norm(jbn.batch_norm(), 3)
-    >>> drift = jbn.nnx.recalibrate(model, [jnp.ones((8, 3))])
+    >>> model = jbn.nnx.Norm(jbn.batch_norm(), 1)
+    >>> batches = [jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [6.0]])]
+    >>> drift = jbn.nnx.recalibrate(model, batches)
+    >>> print(model.mean[...], model.var[...])
+    [3.] [5.]
 
     Args:
-      model: an NNX model. Its norms, which are those of `jbn.nnx`, are switched to training for the
-        calls; set the mode of the rest, such as dropout, before.
-      batches: what to call it with. Read once, one at a time.
-      call: `call(model, batch)`, jitted here; by default `model(batch)`.
+      model: an NNX model. Norms of `jbn.nnx` are in training mode during the calls. Set the mode of
+        other layers, such as dropout, before.
+      batches: the batches to call the model with. They are read once, one at a time.
+      call: `call(model, batch)`, which is jitted here; by default `model(batch)`.
 
     Returns:
-      By path of each norm, how far the running statistics were off.
+      A dictionary with the `jbn.Drift` of each norm, by path.
 
     Raises:
       TypeError: `batches` is an array.
-      ValueError: the model has no norm of `jbn.nnx`, or no value reached any.
+      ValueError: the model has no norm of `jbn.nnx`, or no value reached any norm.
     """
     if isinstance(batches, jax.Array | np.ndarray):
         raise TypeError(

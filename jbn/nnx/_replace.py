@@ -1,4 +1,4 @@
-"""Models with their batch norms replaced by jbn's."""
+"""Replaces the batch norms of a model by jbn's."""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from jbn._flax.fields import (
     require_module_norm,
     require_same_axis,
     require_same_params,
+    require_where,
     stack_like,
 )
 from jbn.nnx._batch_norm import BatchNorm
@@ -29,12 +30,15 @@ _SHARED_FIELDS = (
 
 
 def norms(model: Any) -> dict[str, BatchNorm | Norm | DomainNorm]:
-    """Returns by path the modules of a model that run on jbn.
+    """Returns the modules of a model that run on jbn, by path.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(jbn.nnx.Norm(jbn.batch_norm(), 3))
     >>> list(jbn.nnx.norms(model))
     ['layers/0']
+
+    Args:
+      model: any NNX model.
     """
     ours = BatchNorm | Norm | DomainNorm
     return {path: m for path, m in modules_by_path(model).items() if isinstance(m, ours)}
@@ -47,36 +51,40 @@ def replace_batch_norm(
     where: Where = everywhere,
     types: tuple[type[nnx.Module], ...] = (),
 ) -> Model:
-    """Returns the model with its modules of type `nnx.BatchNorm` replaced; their values are kept.
+    """Returns a copy of a model whose modules of type `nnx.BatchNorm` run on jbn.
 
-    `jbn.nnx.norms(model)` lists what runs on jbn. Modules that `nnx.vmap` or `nnx.scan` stacked are
-    replaced likewise.
+    The copy has the same values, in its own variables. `jbn.nnx.norms(model)` lists the modules
+    that run on jbn. Modules that `nnx.vmap` or `nnx.scan` stacked are replaced as well.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     >>> model = jbn.nnx.replace_batch_norm(model, jbn.batch_norm(decay=0.9))
     >>> y = model(jnp.ones((8, 3)))
+    >>> list(jbn.nnx.norms(model))
+    ['layers/0']
 
     Args:
-      model: any NNX model, which does not change. The result has variables of its own.
-      norm: the norm, whose options (decay, epsilon, axis_name, dtype, ...) replace those of the
-        modules; Flax's modules become `Norm`. It also replaces the norm of jbn's own modules, and
-        that of each domain of a `DomainNorm`. A norm with an activation applies it: leave it out of
-        the model. By default Flax's modules become `BatchNorm` with the same fields.
-      where: `where(path)` picks the modules to replace by their paths, such as "blocks/1/norm".
-      types: further types of modules to replace, such as subclasses of Flax's BatchNorm with a
-        `__call__` of their own, and copies. They must have its fields and call.
+      model: any NNX model; it does not change.
+      norm: the norm to run. Its options (decay, epsilon, axis_name, dtype, ...) replace those of
+        the modules, and Flax's modules become `Norm`. It also replaces the norm of jbn's own
+        modules, and the norm of each domain of a `DomainNorm`. If the norm has an activation, the
+        norm applies it: remove it from the model. By default, Flax's modules become `BatchNorm`
+        with the same fields.
+      where: `where(path)` returns whether to replace the module at a path, such as "blocks/1/norm".
+      types: further types of modules to replace, such as copies of Flax's BatchNorm, and subclasses
+        with their own `__call__`. They must have the same fields and the same call.
 
     Raises:
-      TypeError: `norm` is not a `jbn.Norm`.
-      ValueError: a module has a scale or bias and the norm has none, or the other way round; their
-        axes differ; a subclass of a BatchNorm has a `__call__` of its own and is not in `types`; or
-        the model has no module to replace.
+      TypeError: `norm` is not a `jbn.Norm`, or `where` is not a function.
+      ValueError: a module has a scale or bias and the norm has none, or vice versa; their axes
+        differ; a subclass of a BatchNorm has its own `__call__` and is not in `types`; or the model
+        has no module to replace.
     """
+    require_where(where)
     if norm is not None:
         require_module_norm(norm)
-    # A module that is shared stays shared. The old ones are kept, so that ids stay theirs.
+    # A shared module stays shared. The old modules are kept, so that their ids are not reused.
     replaced: dict[int, tuple[Any, Any]] = {}
 
     def replace(path, node):
@@ -97,14 +105,14 @@ def replace_batch_norm(
 
 
 def _replaced(path: str, old: Any, norm: jbn.Norm | None, types: tuple[type, ...]) -> Any:
-    """One module that runs on jbn, by its own fields or by a norm."""
+    """Returns a module that runs on jbn, with the fields of the old module or with a norm."""
     new: Any
     if norm is None and isinstance(old, NormModule):
         return old
     if not (calls_as_one_of(type(old), _REPLACEABLE) or isinstance(old, types)):
         raise ValueError(
             f"layer {path!r} of type {type(old).__name__} has a __call__ of its own: pass "
-            f"types=({type(old).__name__},) to replace it, or leave it out by `where`."
+            f"types=({type(old).__name__},) to replace it, or exclude it with `where`."
         )
     if norm is None:
         options: Any = {name: getattr(old, name) for name in _SHARED_FIELDS}

@@ -65,4 +65,4 @@ def test_the_tables_of_methods_are_the_studys(scale):
     table = re.search(r"^\|.*\|$", answer.read_text(), re.S | re.M)
     assert table
     assert len(table[0].splitlines()) == 7
-    assert table[0] in (EXPERIMENTS / "README.md").read_text()
+    assert table[0] in (EXPERIMENTS.parent / "docs" / "studies.md").read_text()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -137,12 +136,6 @@ def test_stored_answers_are_those_of_the_stored_runs(name, scale):
     assert answer == study_folder.text(each, finished, environment)
     assert environment["data"] in answer
     assert (stored.path / "figure.png").exists()
-
-
-def test_the_readmes_figures_are_stored_ones():
-    root = Path(__file__).parents[2]
-    for path in re.findall(r"\]\(([^)]*studies/results[^)]*)\)", (root / "README.md").read_text()):
-        assert (root / path).exists()
 
 
 @pytest.mark.slow
