@@ -69,8 +69,14 @@ def assert_replicated(tree: Any) -> None:
 
     Raises:
       AssertionError: copies differ; the message names the leaf and the devices.
+      TypeError: a leaf is not a `jax.Array`.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):
+            raise TypeError(
+                f"{jax.tree_util.keystr(path) or 'tree'} is of {type(leaf).__name__}, which is on "
+                "no device: pass arrays of JAX."
+            )
         first: dict[str, Any] = {}
         for shard in leaf.addressable_shards:
             known = first.setdefault(str(shard.index), shard)

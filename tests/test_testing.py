@@ -288,3 +288,8 @@ def test_copies_that_differ_are_found():
     jbn.testing.assert_replicated({"same": same, "split": split})
     with pytest.raises(AssertionError, match=r"\['mean'\] differs"):
         jbn.testing.assert_replicated({"same": same, "mean": differing})
+
+
+def test_only_arrays_of_jax_are_replicated():
+    with pytest.raises(TypeError, match=r"\['b'\] is of ndarray, .* pass arrays of JAX"):
+        jbn.testing.assert_replicated({"a": jnp.ones(3), "b": np.ones(3)})

@@ -1,1 +1,1 @@
-"""Benchmarks: jbn and its peers side by side."""
+"""Benchmarks of jbn and its peers."""

@@ -1,4 +1,4 @@
-"""Collectives of one norm and its activation in training, the batch spread over 8 devices."""
+"""Counts the collectives of one norm and its activation, with the batch spread over 8 devices."""
 
 from functools import partial
 from typing import Any
@@ -16,10 +16,10 @@ X = jax.ShapeDtypeStruct((128, 32, 32, 64), jnp.float32)
 
 
 def norm_activations(devices: list[Any]) -> dict[str, NormActivation]:
-    """Returns `networks.norm_activations` with relu, and norms that name the axis themselves.
+    """Returns `networks.norm_activations` with relu, and norms with the option `axis_name`.
 
-    The former see the whole batch, and the compiler spreads it; of the latter, each device runs its
-    own share within `jax.shard_map`.
+    Norms without the option see the whole batch, and the compiler spreads it. Norms with the option
+    run inside `jax.shard_map`, where each device sees its own share of the batch.
     """
     everywhere, split = P(), P(program_cost.AXIS)
     shares = partial(

@@ -1,4 +1,4 @@
-"""Memory, bytes moved, residuals and collectives of compiled training steps, jbn and its peers.
+"""Measures memory, bytes moved, residuals and collectives of compiled training steps.
 
 Command: python -m experiments.benchmarks.compiled [--target h100|v5e|cpu] [--output FILE]
 """
@@ -27,14 +27,14 @@ BATCHES = {"h100": 128, "v5e": 2048, "cpu": 128}
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compiles training steps of jbn and its installed peers for a device that need not be here."""
+    """Compiles training steps of jbn and its installed peers for a device, which may be absent."""
 
     target: targets.Target = "h100"
-    """What to compile for."""
+    """Device to compile for."""
     output: Path | None = None
-    """Where the results go, as JSON; by default in place of those that the README shows."""
+    """JSON file for the results. By default it replaces the stored results of the target."""
     only: tuple[str, ...] = ()
-    """Names of norms; all by default. Stored results of the others are kept."""
+    """Names of the norms to measure; all by default. Stored results of other norms are kept."""
 
 
 def main(arguments: Arguments) -> int:
@@ -71,7 +71,10 @@ def main(arguments: Arguments) -> int:
 
 
 def measure(target: targets.Target, only: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yields a row for each network, depth, shape and norm; bytes are in activations a layer."""
+    """Yields a row for each network, depth, shape and norm.
+
+    Bytes are given for one layer, in multiples of the size of an activation.
+    """
     for dtype in ("bfloat16", "float32"):
         for size, channels in ((32, 64), (16, 256)):
             shape = Shape(BATCHES[target], size, channels, dtype)
@@ -98,7 +101,7 @@ def measure(target: targets.Target, only: tuple[str, ...]) -> Iterator[dict[str,
 
 
 def saved_activations(norm: NormActivation, shape: Shape) -> float:
-    """Returns what reverse mode saves of a norm and its activation as traced, in activations."""
+    """Returns how many activations reverse mode saves for a norm and its activation, as traced."""
     layer = norm.make(shape.channels, 0.9)
 
     def forward(x):

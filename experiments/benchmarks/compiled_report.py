@@ -1,4 +1,4 @@
-"""Tables and the plot of stored results of `compiled`.
+"""Prints and draws the stored results of `compiled`.
 
 Command: python -m experiments.benchmarks.compiled_report [--target h100|v5e|cpu]
 """
@@ -23,7 +23,7 @@ class Arguments:
     """Prints stored results as Markdown tables and draws them."""
 
     target: Target = "h100"
-    """What they were compiled for."""
+    """Device that the programs were compiled for."""
 
 
 def main(arguments: Arguments) -> None:
@@ -35,9 +35,10 @@ def main(arguments: Arguments) -> None:
 
 
 def cells(result: dict[str, Any], network: str) -> dict[str, dict[tuple[str, int], Cell]]:
-    """Returns (peak, moved) by norm and shape, of the deepest network of a kind, most with relu.
+    """Returns (peak, moved) by norm and shape, of the deepest network of a kind.
 
-    The norm in place has leaky relu, with which the others, stored as well, do hardly better.
+    Norms are followed by relu, except the in-place norm, which has leaky relu. The other norms with
+    leaky relu are stored as well, but their results are hardly better.
     """
     rows = [
         row
@@ -55,7 +56,7 @@ def cells(result: dict[str, Any], network: str) -> dict[str, dict[tuple[str, int
 
 
 def table(result: dict[str, Any], network: str = "conv-norm-act") -> str:
-    """Returns peak memory / bytes moved, per layer in activations, as a Markdown table."""
+    """Returns a Markdown table of peak memory / bytes moved, per layer in activations."""
     heads = [f"{dtype}, {channels} channels" for dtype, channels in SHAPES]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(SHAPES) + 1) + "|"]
     for name, values in cells(result, network).items():
@@ -67,7 +68,7 @@ def table(result: dict[str, Any], network: str = "conv-norm-act") -> str:
 
 
 def collectives(result: dict[str, Any]) -> str:
-    """Returns collectives of one norm on 8 devices as a Markdown table."""
+    """Returns a Markdown table of the collectives of one norm on 8 devices."""
     lines = ["| collectives | forward | backward |", "|---|---|---|"]
     counts = result["collectives"].items()
     lines += [f"| {name} | {forward} | {backward} |" for name, (forward, backward) in counts]
@@ -75,7 +76,7 @@ def collectives(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draws peak memory against bytes moved, a panel for each dtype, narrow networks."""
+    """Draws peak memory against bytes moved of narrow networks, with a panel for each dtype."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
     for axes, (dtype, channels) in zip(panels, (SHAPES[0], SHAPES[2]), strict=True):
         labels: dict[Cell, list[str]] = {}
@@ -98,7 +99,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def _touch(a: Cell, b: Cell) -> bool:
-    """Whether the labels of two points would lie on each other."""
+    """Returns whether the labels of two points would overlap."""
     return abs(a[0] - b[0]) < 0.5 and abs(a[1] - b[1]) < 0.05
 
 

@@ -14,15 +14,15 @@ import jbn
 
 
 class Layer(NamedTuple):
-    """A layer over the last axis of x `[..., features]`, as functions of a variable state.
+    """A layer over the last axis of x `[..., features]`, as functions of a state.
 
     Attributes:
       state: parameters and running statistics before the first batch.
       train: `train(state, x, mask=None) -> (y, state)`; `mask` is `[n]` for x `[n, features]`.
       infer: `infer(state, x, mask=None) -> y`.
       running_statistics: `running_statistics(state) -> (mean, var)`.
-      merge: `merge(state, axis_name) -> state`, one state for the data of all shards; None if the
-        library's documentation and examples show no way.
+      merge: `merge(state, axis_name) -> state`, one state for the data of all shards; None if
+        neither the documentation nor an example of the library shows a way.
     """
 
     state: Any
@@ -33,11 +33,11 @@ class Layer(NamedTuple):
 
 
 class Missing(Exception):
-    """The library does not offer what was asked for."""
+    """The library does not have a requested feature."""
 
 
 def _average(state: Any, axis_name: str) -> Any:
-    """The mean of the states, as in Flax's ImageNet example."""
+    """Returns the mean of the states, as Flax's ImageNet example does."""
     return jax.lax.pmean(state, axis_name)
 
 
@@ -55,7 +55,7 @@ def make_jbn(
     norm: Callable[..., jbn.Norm] = jbn.batch_norm,
     **options: Any,
 ) -> Layer:
-    """jbn's; `corrected` averages do not remember where they started."""
+    """Makes a layer of jbn; `corrected` averages do not depend on their initial values."""
     norm = jbn.batch_renorm if renorm else norm
     made = norm(decay=jbn.corrected_decay(decay) if corrected else decay, **options)
 
@@ -81,12 +81,12 @@ def make_jbn(
 def make_linen(
     features: int, decay: float, *, corrected: bool = False, renorm: bool = False, **options: Any
 ) -> Layer:
-    """Flax Linen's."""
+    """Makes a layer of Flax Linen."""
     import flax.linen as nn
 
     _require(not corrected and not renorm)
     module = nn.BatchNorm(momentum=decay, **options)
-    # Initialized without the named axis, which need not be bound here.
+    # The layer is initialized without the axis name, because the axis need not be bound here.
     plain = nn.BatchNorm(use_running_average=True)
     variables = plain.init(jax.random.key(0), jnp.zeros((2, features)))
 
@@ -110,7 +110,7 @@ def make_linen(
 def make_nnx(
     features: int, decay: float, *, corrected: bool = False, renorm: bool = False, **options: Any
 ) -> Layer:
-    """Flax NNX's."""
+    """Makes a layer of Flax NNX."""
     from flax import nnx
 
     _require(not corrected and not renorm)
@@ -135,7 +135,7 @@ def make_nnx(
 
 
 def make_haiku(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
-    """Haiku's; its averages are always corrected."""
+    """Makes a layer of Haiku, whose averages are always corrected."""
     hk: Any = importlib.import_module("haiku")
 
     _require(not options)
@@ -163,7 +163,7 @@ def make_haiku(features: int, decay: float, *, corrected: bool = True, **options
 
 
 def make_equinox(features: int, decay: float, *, corrected: bool = True, **options: Any) -> Layer:
-    """Equinox's in mode "batch", whose averages are always corrected."""
+    """Makes a layer of Equinox in mode "batch", whose averages are always corrected."""
     eqx: Any = importlib.import_module("equinox")
 
     _require(not options)
@@ -197,7 +197,7 @@ def make_equinox(features: int, decay: float, *, corrected: bool = True, **optio
 def make_keras(
     features: int, decay: float, *, corrected: bool = False, renorm: bool = False, **options: Any
 ) -> Layer:
-    """Keras's, on JAX."""
+    """Makes a layer of Keras on JAX."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras: Any = importlib.import_module("keras")
 
@@ -220,7 +220,7 @@ def make_keras(
 
 
 def make_torch(features: int, decay: float, *, corrected: bool = False, **options: Any) -> Layer:
-    """PyTorch's, eager, on the CPU."""
+    """Makes a layer of PyTorch, which runs eagerly on the CPU."""
     torch: Any = importlib.import_module("torch")
 
     _require(not options and not corrected)
@@ -247,7 +247,7 @@ def make_torch(features: int, decay: float, *, corrected: bool = False, **option
 
 
 def make_sbx(features: int, decay: float, *, renorm: bool = True, **options: Any) -> Layer:
-    """The batch renorm of Stable-Baselines Jax (CrossQ), which is its only norm of batches."""
+    """Makes a batch renorm layer of Stable-Baselines Jax (CrossQ), its only norm over batches."""
     sbx: Any = importlib.import_module("sbx.common.jax_layers")
 
     _require(renorm and not options)
@@ -281,9 +281,9 @@ _MAKERS = {
 }
 
 DISTRIBUTIONS = {"haiku": "dm-haiku", "sbx": "sbx-rl"}
-"""What pip calls a library, where that is not its own name."""
+"""Name of a library for pip, if it is not the library's own name."""
 
 
 def installed() -> dict[str, tuple[str, Callable[..., Layer]]]:
-    """Returns library and maker of each kind of layer that can be made here, jbn's first."""
+    """Returns the library and the maker of each kind of layer that is installed, jbn's first."""
     return {n: maker for n, maker in _MAKERS.items() if importlib.util.find_spec(maker[0])}

@@ -1,4 +1,4 @@
-"""Linen networks with any norms, and their training step."""
+"""Linen networks with any norm, and their training step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from experiments.benchmarks.linen_norms import NetworkNorms
 
 
 class Chain(nn.Module):
-    """Small dense layers with a norm and an activation each, as many as ResNet-50 has norms."""
+    """Small dense layers, each with a norm and an activation; by default 53, as in ResNet-50."""
 
     norms: NetworkNorms
     depth: int = 53
@@ -30,11 +30,11 @@ class Chain(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet-50 (He et al. 2015), which halves images in its 3x3 convolutions (v1.5)."""
+    """ResNet-50 (He et al. 2015) as v1.5, whose 3x3 convolutions halve the images."""
 
     norms: NetworkNorms
     dtype: DTypeLike
-    """Of activations; parameters are float32."""
+    """Dtype of activations; parameters are float32."""
     num_classes: int = 1000
 
     @nn.compact
@@ -52,7 +52,7 @@ class ResNet50(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions of size 1, 3 and 1 beside a shortcut."""
+    """A block of convolutions of size 1, 3 and 1, with a shortcut."""
 
     features: int
     strides: int
@@ -79,17 +79,17 @@ def training(
     wrap: Callable[[Any], Any] = lambda network: network,
     options: tuple[Any, ...] = (),
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns how training starts, and its step.
+    """Returns functions that start a training and take a step.
 
     Args:
       model: `model(inputs, *options) -> logits`, with batch norms.
       optimizer: from optax.
-      wrap: what is done to the whole network, as `jax.checkpoint`.
-      options: of the model's call.
+      wrap: function that is applied to the whole network, such as `jax.checkpoint`.
+      options: further arguments of the model's call.
 
     Returns:
-      `init(inputs) -> state` and `step(state, inputs, labels) -> (state, loss)`, where the state is
-      parameters, running statistics and the optimizer's state.
+      `init(inputs) -> state` and `step(state, inputs, labels) -> (state, loss)`. The state consists
+      of the parameters, the running statistics and the optimizer's state.
     """
 
     def init(inputs):

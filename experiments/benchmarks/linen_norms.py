@@ -17,11 +17,11 @@ class NetworkNorms(NamedTuple):
     """The norms of a Linen network and the activations that follow them.
 
     Attributes:
-      norm: makes the module that `activation` follows.
-      last_norm: makes the module whose output is added to another's.
-      activation: what follows a norm.
-      sum_activation: what follows a sum.
-      wrap: what is done to the whole network, as `jax.checkpoint`.
+      norm: function that makes a norm before an activation.
+      last_norm: function that makes a norm whose output is added to another output.
+      activation: function that follows a norm.
+      sum_activation: function that follows a sum.
+      wrap: function that is applied to the whole network, such as `jax.checkpoint`.
     """
 
     norm: Callable[..., nn.Module]
@@ -32,10 +32,10 @@ class NetworkNorms(NamedTuple):
 
 
 def linen_norms(dtype: DTypeLike) -> dict[str, NetworkNorms]:
-    """Returns norms by name, all of them in training mode.
+    """Returns norms by name, all in training mode.
 
     Args:
-      dtype: of activations, which modules with Flax's fields have to be told.
+      dtype: dtype of activations, which modules with Flax's fields take as an option.
     """
     options = {"use_running_average": False, "momentum": 0.9, "dtype": dtype}
     flax, plain = (partial(library.BatchNorm, **options) for library in (nn, jbn.linen))

@@ -20,8 +20,8 @@ class NormActivation(NamedTuple):
 
     Attributes:
       make: `make(features, decay) -> Layer`.
-      activation: what follows the norm.
-      wrap: what is done to the whole network, as `jax.checkpoint`.
+      activation: function that follows the norm.
+      wrap: function that is applied to the whole network, such as `jax.checkpoint`.
     """
 
     make: Callable[[int, float], Layer]
@@ -33,7 +33,7 @@ def norm_activations(dtype: str) -> dict[str, NormActivation]:
     """Returns jbn's norms, and its installed peers with relu and with leaky relu.
 
     Args:
-      dtype: of activations, which Flax's layers have to be told.
+      dtype: dtype of activations, which Flax's layers take as an option.
     """
     in_place = partial(make_jbn, norm=jbn.inplace_batch_norm)
     found = {
@@ -56,10 +56,10 @@ class Shape(NamedTuple):
     """The activations of a network.
 
     Attributes:
-      batch: examples.
+      batch: number of examples.
       size: height and width.
-      channels: features.
-      dtype: of activations; kernels are float32.
+      channels: number of features.
+      dtype: dtype of activations; kernels are float32.
     """
 
     batch: int
@@ -69,14 +69,17 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of one activation."""
+        """Size of one activation in bytes."""
         return self.batch * self.size**2 * self.channels * jnp.dtype(self.dtype).itemsize
 
 
 def stack(
     layer: Layer, activation: Activation, x: jax.Array, kernels: list[Any], states: list[Any]
 ) -> tuple[jax.Array, list[Any]]:
-    """Convolution, norm and activation, once a kernel; returns the output and the next states."""
+    """Applies a convolution, a norm and an activation for each kernel.
+
+    Returns the output and the next states.
+    """
     states = list(states)
     for i, kernel in enumerate(kernels):
         y, states[i] = layer.train(states[i], _convolve(x, kernel))
@@ -87,7 +90,10 @@ def stack(
 def residual(
     layer: Layer, activation: Activation, x: jax.Array, kernels: list[Any], states: list[Any]
 ) -> tuple[jax.Array, list[Any]]:
-    """Residual blocks of two convolutions each, the sum before the last activation."""
+    """Applies residual blocks of two convolutions, with the sum before the last activation.
+
+    Returns the output and the next states.
+    """
     states = list(states)
     for i in range(0, len(kernels), 2):
         y, states[i] = layer.train(states[i], _convolve(x, kernels[i]))
@@ -102,9 +108,9 @@ def step(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns a training step and the shapes of its arguments.
 
-    The step returns the gradients of the kernels and of what the norms learn, and the new states.
+    The step returns the gradients of the norms' parameters and of the kernels, and the new states.
     """
-    # The state as traced: nothing is computed, and no array is a constant of the program.
+    # The state is traced, so that nothing is computed and no array is a constant of the program.
     layer = norm.make(shape.channels, 0.9)
     leaves, structure = jax.tree.flatten([jax.eval_shape(lambda: layer.state)] * depth)
     run = norm.wrap(partial(network, layer, norm.activation))
@@ -127,9 +133,9 @@ class NormStep(NamedTuple):
     """One norm and its activation.
 
     Attributes:
-      learned: what `forward` takes first.
+      learned: first argument of `forward`, the floating-point leaves of the layer's state.
       forward: `forward(learned, x) -> (y, state)`.
-      gradients: `gradients(learned, x, dy)`, of `learned` and of x, and the new state.
+      gradients: `gradients(learned, x, dy) -> ((dlearned, dx), state)`.
     """
 
     learned: list[Any]
@@ -138,7 +144,7 @@ class NormStep(NamedTuple):
 
 
 def norm_step(norm: NormActivation, channels: int) -> NormStep:
-    """Returns the training step of one norm and its activation, nothing around it."""
+    """Returns the training step of one norm and its activation alone."""
     layer = norm.make(channels, 0.9)
     learned, join = split_floats(layer.state)
 
@@ -158,7 +164,7 @@ def norm_step(norm: NormActivation, channels: int) -> NormStep:
 
 
 def split_floats(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """Returns the floating-point leaves of a tree, and what puts others in their place."""
+    """Returns the floating-point leaves of a tree, and a function that replaces them."""
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 

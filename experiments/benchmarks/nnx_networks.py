@@ -1,4 +1,4 @@
-"""ResNet-50 in NNX with any norms, and its training step."""
+"""ResNet-50 in NNX with any norm, and its training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 Norm = Callable[..., Any]
-"""Makes a norm of a number of features, `norm(features, rngs=rngs)`."""
+"""Function that makes a norm, `norm(features, rngs=rngs)`."""
 
 
 class ConvNorm(nnx.Module):
@@ -29,7 +29,7 @@ class ConvNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """Convolutions of size 1, 3 and 1 beside a shortcut."""
+    """A block of convolutions of size 1, 3 and 1, with a shortcut."""
 
     def __init__(self, norm: Norm, inputs: int, features: int, strides: int, rngs: nnx.Rngs):
         outputs = 4 * features
@@ -47,7 +47,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """ResNet-50 (He et al. 2015), which halves images in its 3x3 convolutions (v1.5)."""
+    """ResNet-50 (He et al. 2015) as v1.5, whose 3x3 convolutions halve the images."""
 
     def __init__(self, norm: Norm, num_classes: int = 1000, *, rngs: nnx.Rngs):
         self.stem = ConvNorm(norm, 3, 64, 7, 2, rngs)
@@ -71,15 +71,15 @@ class ResNet50(nnx.Module):
 def training(
     make: Callable[[], Any], optimizer: optax.GradientTransformation
 ) -> tuple[Callable[[], Any], Callable[..., Any]]:
-    """Returns how training starts, and its step, as those of `linen_networks`.
+    """Returns functions that start a training and take a step, as `linen_networks.training` does.
 
     Args:
-      make: makes the model, `model(inputs) -> logits`, with batch norms.
+      make: function that makes the model, `model(inputs) -> logits`, with batch norms.
       optimizer: from optax.
 
     Returns:
-      `init() -> state` and `step(state, inputs, labels) -> (state, loss)`, where the state is
-      parameters, running statistics and the optimizer's state.
+      `init() -> state` and `step(state, inputs, labels) -> (state, loss)`. The state consists of
+      the parameters, the running statistics and the optimizer's state.
     """
     graph = nnx.graphdef(nnx.eval_shape(make))
 

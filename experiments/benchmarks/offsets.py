@@ -1,4 +1,4 @@
-"""The variance's error against the offset of the data, jbn and the installed peers.
+"""Measures the error of the variance against the mean of the data, for jbn and installed peers.
 
 Command: python -m experiments.benchmarks.offsets [--output FILE]
 """
@@ -23,7 +23,7 @@ class Arguments:
     """Measures the variance's relative error for means of 1 to 100,000 standard deviations."""
 
     output: Path = RESULTS
-    """Where the results go, as JSON; a plot of the same name goes beside."""
+    """JSON file for the results. A plot with the same name is stored beside it."""
 
 
 def main(arguments: Arguments) -> None:
@@ -46,7 +46,7 @@ def main(arguments: Arguments) -> None:
 
 
 def plot(errors: dict[str, list[float]], path: Path) -> None:
-    """Draws a line for each library; those whose errors look the same share one."""
+    """Draws a line for each library. Libraries with nearly equal errors share one line."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     lines: dict[tuple[float, ...], list[str]] = {}
     for name, values in errors.items():

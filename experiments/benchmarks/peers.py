@@ -1,4 +1,4 @@
-"""Where batch norm goes wrong: jbn and the installed peers side by side on known defects.
+"""Tests jbn and the installed peers on known defects of batch norm.
 
 Command: python -m experiments.benchmarks.peers [--output FILE]
 """
@@ -26,10 +26,10 @@ class Case(NamedTuple):
     """A defect that was seen in a peer.
 
     Attributes:
-      name: what is done and what is looked at.
-      right: what a right library gives, in words.
-      measure: from the maker of a layer to a figure or a word.
-      is_right: whether that is right.
+      name: the data and the measured quantity in words.
+      right: the right result in words.
+      measure: function of the maker of a layer, which returns a number or a word.
+      is_right: function of this result, which tells whether it is right.
     """
 
     name: str
@@ -48,7 +48,7 @@ def _wide(x):
 
 
 def variance_error(mean: float, make: Maker) -> float:
-    """The relative error of the variance of 65,536 rows, seen in a state without memory."""
+    """Returns the relative error of the variance of 65,536 rows, in a state with decay 0."""
     layer, x = make(4, 0.0), _normal((65_536, 4), mean)
     var = _wide(layer.running_statistics(layer.train(layer.state, x)[1])[1])
     right = _wide(x).var(0)
@@ -58,7 +58,7 @@ def variance_error(mean: float, make: Maker) -> float:
 
 
 def masked_shards(make: Maker) -> float:
-    """The error of the mean, in standard deviations, over 8 shards of 2 to 16 valid rows."""
+    """Returns the error of the mean over 8 shards of 2 to 16 valid rows, in standard deviations."""
     layer = make(4, 0.0, axis_name="d")
     x = _normal((8, 16, 4)) + jnp.arange(8.0).reshape(8, 1, 1)
     mask = jnp.arange(16) < (2 + 2 * jnp.arange(8)).reshape(8, 1)
@@ -70,7 +70,10 @@ def masked_shards(make: Maker) -> float:
 
 
 def merged_states(make: Maker) -> float:
-    """The relative error of the variance, of states of 8 shards of different means."""
+    """Returns the relative error of the variance in the merged states of 8 shards.
+
+    The shards have different means.
+    """
     layer, x = make(4, 0.0), _normal((8, 4096, 4)) + jnp.arange(8.0).reshape(8, 1, 1)
     merge = layer.merge
     if merge is None:
@@ -81,7 +84,7 @@ def merged_states(make: Maker) -> float:
 
 
 def hidden_nan(make: Maker) -> str:
-    """Whether NaN in masked rows reaches the valid rows' gradients."""
+    """Tells whether NaN in masked rows reaches the gradients of the valid rows."""
     layer, x = make(4, 0.9), _normal((16, 4)).at[12:].set(jnp.nan)
     mask = jnp.arange(16) < 12
 
@@ -93,7 +96,7 @@ def hidden_nan(make: Maker) -> str:
 
 
 def hidden_nan_in_inference(make: Maker) -> str:
-    """Whether NaN in masked rows reaches the gradients of the parameters in inference."""
+    """Tells whether NaN in masked rows reaches the gradients of the parameters in inference."""
     layer, x = make(4, 0.9), _normal((16, 4)).at[12:].set(jnp.nan)
     mask = jnp.arange(16) < 12
 
@@ -105,7 +108,7 @@ def hidden_nan_in_inference(make: Maker) -> str:
 
 
 def valid_rows(number: int, make: Maker) -> str:
-    """What a batch with few valid rows does to the running statistics."""
+    """Tells how a batch with few valid rows changes the running statistics."""
     layer, mask = make(4, 0.9), jnp.arange(16) < number
     _, state = layer.train(layer.state, _normal((16, 4)), mask)
     before, after = (np.stack(layer.running_statistics(s)) for s in (layer.state, state))
@@ -115,34 +118,34 @@ def valid_rows(number: int, make: Maker) -> str:
 
 
 def overflow(make: Maker) -> str:
-    """What a batch with an infinite value does to the running statistics."""
+    """Tells whether the running statistics are finite after a batch with an infinite value."""
     layer = make(4, 0.9)
     _, state = layer.train(layer.state, _normal((16, 4)).at[3, 1].set(jnp.inf))
     return "finite" if np.isfinite(np.stack(layer.running_statistics(state))).all() else "NaN"
 
 
 def constant_feature(options: dict[str, Any], make: Maker) -> str:
-    """Whether a feature of one value gives finite gradients."""
+    """Tells whether the gradients are finite if all values of a feature are equal."""
     layer, x = make(4, 0.9, **options), _normal((16, 4)).at[:, 1].set(7)
     gradient = jax.grad(lambda x: jnp.sum(layer.train(layer.state, x)[0] ** 3))(x)
     return "finite" if jnp.isfinite(gradient).all() else "NaN"
 
 
 def corrected_average(make: Maker) -> float:
-    """The standard deviation of the output in inference, after one step on data of 2."""
+    """Returns the std of y in inference, after one step on data of std 2."""
     layer, x = make(4, 0.99, corrected=True), _normal((65_536, 4), std=2)
     _, state = layer.train(layer.state, x)
     return float(np.std(_wide(layer.infer(state, x)), axis=0).mean())
 
 
 def before_any_batch(make: Maker) -> float:
-    """By how much inference before the first batch stretches its input."""
+    """Returns the factor from x to y in inference before the first batch."""
     layer, x = make(4, 0.99), _normal((1024, 4))
     return float(np.std(_wide(layer.infer(layer.state, x))) / np.std(_wide(x)))
 
 
 def bfloat16_decay(make: Maker) -> float:
-    """The relative error of the running variance after 20 steps of decay 0.999 in bfloat16."""
+    """Returns the relative error of the running variance after 20 bfloat16 steps of decay 0.999."""
     layer, x = make(4, 0.999), _normal((256, 4), std=2).astype(jnp.bfloat16)
     state = layer.state
     for _ in range(20):
@@ -150,13 +153,13 @@ def bfloat16_decay(make: Maker) -> float:
     var = _wide(layer.running_statistics(state)[1])
     mass = 1 - 0.999**20
     right = _wide(x).var(0)
-    # Corrected or not, biased or not: whatever the library means.
+    # A library may correct the average or not, and its variance may be biased or not.
     choices = [right, (1 - mass) + mass * right, (1 - mass) + mass * right * 256 / 255]
     return float(min(np.max(np.abs(var / choice - 1)) for choice in choices))
 
 
 def bfloat16_statistics(make: Maker) -> float:
-    """The relative error of the variance of bfloat16 rows of mean 10, std 1."""
+    """Returns the relative error of the variance of bfloat16 rows of mean 10 and std 1."""
     layer, x = make(4, 0.0), _normal((4096, 4), 10).astype(jnp.bfloat16)
     var = _wide(layer.running_statistics(layer.train(layer.state, x)[1])[1])
     rows = _wide(x)
@@ -164,7 +167,10 @@ def bfloat16_statistics(make: Maker) -> float:
 
 
 def bfloat16_inference(make: Maker) -> float:
-    """The error, in standard deviations, of a bfloat16 output at mean 100, beyond its rounding."""
+    """Returns the mean error of a bfloat16 y for data of mean 100, in standard deviations.
+
+    Rounding of y cancels in the mean.
+    """
     layer, x = make(4, 0.0, dtype=jnp.bfloat16), _normal((4096, 4), 100.3)
     _, state = layer.train(layer.state, x)
     y = _wide(layer.infer(state, x))
@@ -174,7 +180,7 @@ def bfloat16_inference(make: Maker) -> float:
 
 
 def float_mask(make: Maker) -> str:
-    """What weights in place of a boolean mask give."""
+    """Returns the error for weights in place of a boolean mask, or "silent"."""
     layer = make(4, 0.9)
     try:
         layer.train(layer.state, _normal((16, 4)), jnp.linspace(0, 1, 16))
@@ -184,7 +190,7 @@ def float_mask(make: Maker) -> str:
 
 
 def one_value(make: Maker) -> str:
-    """What one value per feature gives in training."""
+    """Returns the error for one value per feature in training, or "silent"."""
     layer = make(4, 0.9)
     try:
         layer.train(layer.state, _normal((1, 4)))
@@ -194,7 +200,7 @@ def one_value(make: Maker) -> str:
 
 
 def float64_batch(make: Maker) -> str:
-    """The dtype of the running variance after a float64 batch."""
+    """Tells whether the running variance keeps its dtype after a float64 batch."""
     with jax.enable_x64(True):
         layer = make(4, 0.9)
         before = jnp.asarray(layer.running_statistics(layer.state)[1]).dtype
@@ -278,7 +284,7 @@ CASES = [
         _near(1, 1e-3),
     ),
     Case(
-        "inference before the first batch: factor from x to y",
+        "initialized with zeros, inference before the first batch: factor from x to y",
         "1",
         before_any_batch,
         _near(1, 1e-3),
@@ -308,7 +314,7 @@ CASES = [
 
 
 def measure(case: Case, make: Maker) -> float | str | None:
-    """Returns what a library gives; None where it does not offer what the case needs."""
+    """Returns the result of a library, or None if it lacks a feature that the case needs."""
     try:
         return case.measure(make)
     except Missing:
@@ -317,10 +323,10 @@ def measure(case: Case, make: Maker) -> float | str | None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Runs jbn and the installed peers on the known defects."""
+    """Tests jbn and the installed peers on the known defects."""
 
     output: Path = RESULTS
-    """Where the results go, as JSON."""
+    """JSON file for the results."""
 
 
 def main(arguments: Arguments) -> int:
@@ -339,7 +345,7 @@ def main(arguments: Arguments) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the results as a Markdown table, wrong ones in bold."""
+    """Returns the results as a Markdown table, with wrong results in bold."""
     names = list(result["rows"][0]["values"])
     lines = ["| | right | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for row in result["rows"]:

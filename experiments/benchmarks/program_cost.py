@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: memory, bytes moved and collectives."""
+"""Reads the cost of a compiled program: memory, bytes moved and collectives."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "d"
-"""The name of the axis along which devices share an argument."""
+"""Name of the axis along which devices share an argument."""
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"}
 """Instructions that move nothing."""
 _SLICES = {"slice", "dynamic-slice", "gather"}
@@ -20,18 +20,18 @@ _COLLECTIVES = re.compile(
 )
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-# Not what a TPU keeps in the memory on its chip, which it marks as space 1.
+# This leaves out arrays in the memory on a TPU's chip, which are marked as space 1.
 _SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\](?!\{[^}]*S\(1\))")
 
 
 class ProgramCost(NamedTuple):
-    """What a compiled program costs, where each conditional takes its cheaper branch.
+    """Cost of a compiled program, if each conditional takes its cheaper branch.
 
     Attributes:
-      peak_bytes: most temporary memory at a time, arguments and results apart.
-      moved_bytes: read and written by the operations that the program is a list of.
-      collectives: how many operations exchange data between devices.
-      total_bytes: of arguments, results and `peak_bytes`; results in donated memory count once.
+      peak_bytes: largest temporary memory at a time, without arguments and results.
+      moved_bytes: bytes that the operations of the program read and write.
+      collectives: number of operations that exchange data between devices.
+      total_bytes: sum of arguments, results and `peak_bytes`; results in donated memory count once.
     """
 
     peak_bytes: int
@@ -52,15 +52,15 @@ def compile_for(
     split: Sequence[int] = (),
     donated: Sequence[int] = (),
 ) -> jax.stages.Compiled:
-    """Compiles `f` for devices that need not be there.
+    """Compiles `f` for devices that may be absent.
 
     Args:
-      devices: from `targets.devices`.
+      devices: devices from `targets.devices`.
       f: the function.
       *arguments: pytrees of arrays, or of anything else with a shape and a dtype.
-      split: numbers of the arguments whose first axes are spread over the devices; each device
-        holds the whole of the others.
-      donated: numbers of the arguments whose memory the results may take.
+      split: positions of the arguments whose first axes are spread over the devices. Each device
+        holds all of the other arguments.
+      donated: positions of the arguments whose memory the results may use.
     """
 
     def described(number: int, argument: Any) -> Any:
@@ -75,7 +75,7 @@ def compile_for(
 
 
 def read(compiled: jax.stages.Compiled) -> ProgramCost:
-    """Returns what a compiled program costs."""
+    """Returns the cost of a compiled program."""
     text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -84,7 +84,7 @@ def read(compiled: jax.stages.Compiled) -> ProgramCost:
 
 
 def count_collectives(text: str) -> int:
-    """Returns how many operations of a compiled program's text exchange data between devices."""
+    """Returns the number of collectives in the text of a compiled program."""
     computations, _ = _parse(text)
     conditionals = [i for body in computations.values() for i in body if i.branches]
     dearer = {
@@ -99,7 +99,7 @@ def count_collectives(text: str) -> int:
 
 
 def residual_bytes(f: Callable[..., Any], *arguments: Any) -> int:
-    """Returns the bytes that the reverse mode of `f` saves, as traced: before any compiler."""
+    """Returns the bytes that the reverse mode of `f` saves, as traced, before compilation."""
     pullback = jax.eval_shape(lambda *a: jax.vjp(f, *a)[1], *arguments)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
@@ -130,13 +130,13 @@ _Computations = dict[str, list[_Instruction]]
 
 
 def moved_bytes(text: str) -> int:
-    """Returns the bytes of operands and results, added up over the ENTRY computation.
+    """Returns the bytes of operands and results, summed over the ENTRY computation.
 
-    Each fusion and each custom call counts once, of a conditional the cheaper branch. Of an operand
-    that a fusion only slices, the slices count. Instructions that only name a value count nothing.
+    Each fusion and each custom call counts once. A conditional counts by its cheaper branch. If a
+    fusion only slices an operand, the slices count. Instructions that only name a value count as 0.
 
     Args:
-      text: of the compiled program.
+      text: text of the compiled program.
     """
     computations, entry = _parse(text)
     return _moved(entry, computations)
@@ -163,12 +163,15 @@ def _moved(body: list[_Instruction], computations: _Computations) -> int:
 
 
 def _cheaper(conditional: _Instruction, computations: _Computations) -> str:
-    """The branch that moves least: statistics are only taken again where data is far from 0."""
+    """Returns the branch that moves least.
+
+    jbn uses the other branch, which computes statistics again, only for data far from 0.
+    """
     return min(conditional.branches, key=lambda name: _moved(computations[name], computations))
 
 
 def _reads(computation: list[_Instruction]) -> dict[int, int]:
-    """Bytes that a fused computation reads of those parameters that it only slices."""
+    """Returns the bytes that a fused computation reads of each parameter that it only slices."""
     sliced = {}
     for parameter in (i for i in computation if i.opcode == "parameter"):
         uses = [i for i in computation if parameter.name in i.operands]
@@ -200,7 +203,7 @@ def _bodies(lines: list[str]) -> Iterator[tuple[bool, str, list[_Instruction]]]:
 
 
 def _up_to_closing(rest: str) -> str:
-    """What an opening parenthesis before `rest` encloses."""
+    """Returns the text that an opening parenthesis before `rest` encloses."""
     depth = 1
     for at, character in enumerate(rest):
         depth += {"(": 1, ")": -1}.get(character, 0)

@@ -1,4 +1,4 @@
-"""The memory of ResNet-50's training step on an H100 that need not be there.
+"""Measures the memory of ResNet-50's training step, compiled for an H100, which may be absent.
 
 Command: python -m experiments.benchmarks.resnet50 [--output FILE]
 """
@@ -27,7 +27,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin")
 DTYPE = jnp.dtype("bfloat16")
 BATCH = 256
 STEP = 8
-# Of a card's memory JAX takes 75% unless told otherwise; a little above, XLA begins to compute
+# By default JAX takes 75% of a GPU's memory. A little above this limit, XLA starts to compute
 # things twice.
 LIMIT = int(0.75 * targets.H100_BYTES)
 
@@ -37,7 +37,7 @@ class Arguments:
     """Compiles a step of bfloat16 ResNet-50 with jbn's norms and with Flax's batch norm."""
 
     output: Path = RESULTS
-    """Where the results go, as JSON."""
+    """JSON file for the results."""
 
 
 def main(arguments: Arguments) -> int:
@@ -63,12 +63,12 @@ def main(arguments: Arguments) -> int:
 def measure(devices: list[Any], norms: NetworkNorms) -> dict[str, int]:
     """Compiles a step of SGD with momentum for several batches of 224x224 images.
 
-    The work space of convolutions is missing: a card's library chooses it where the card is.
+    The workspace of convolutions is missing, because a library on the GPU chooses it.
 
     Returns:
       `peak_bytes`, `total_bytes`, `moved_bytes`: see `program_cost.ProgramCost`; `largest_batch`:
-      the largest multiple of 8 whose total is within the limit while XLA computes nothing twice to
-      get there; `largest_bytes`: its total.
+      the largest multiple of 8 whose total is within the limit and for which XLA computes nothing
+      twice; `largest_bytes`: its total.
     """
     init, step = training(ResNet50(norms, DTYPE), optax.sgd(0.1, momentum=0.9), wrap=norms.wrap)
 
@@ -97,14 +97,14 @@ def measure(devices: list[Any], norms: NetworkNorms) -> dict[str, int]:
 
 
 def largest_batch(needs: Callable[[int], float], limit: float) -> tuple[int, float]:
-    """Returns the largest batch within a limit, by a straight line and then by trying around it.
+    """Finds the largest batch within a limit: first by a straight line, then by trials around it.
 
     Args:
-      needs: `needs(batch)`, about linear; called for multiples of `STEP`.
-      limit: what it may be.
+      needs: `needs(batch)`, which is about linear. It is called for multiples of `STEP`.
+      limit: largest allowed value of `needs(batch)`.
 
     Returns:
-      The batch, and what it needs.
+      The batch, and `needs(batch)`.
     """
     small, large = needs(BATCH // 2), needs(BATCH)
     slope = (large - small) / (BATCH // 2)

@@ -1,4 +1,4 @@
-"""Seconds of several libraries, which take turns in one process."""
+"""Times several libraries, which take turns in one process."""
 
 import random
 import time
@@ -7,15 +7,15 @@ from statistics import median
 from typing import Any
 
 Turn = Callable[[], dict[str, float]]
-"""Runs what is timed; returns the seconds of each part."""
+"""Runs the timed code once; returns the seconds of each part."""
 
 
 def clock(f: Callable[[], Any], now: Callable[[], float] = time.perf_counter) -> float:
     """Returns the seconds that `f` takes.
 
     Args:
-      f: what is timed.
-      now: a clock, such as `time.process_time`, which others on the machine disturb less.
+      f: the function to time.
+      now: the clock. Other processes on the machine disturb `time.process_time` less.
     """
     start = now()
     f()
@@ -28,9 +28,9 @@ def interleaved(
     """Lets every library take one turn in each round, in random order.
 
     Args:
-      turns: by library; all of them time the same parts.
-      rounds: how many.
-      warm_up: how many more before them, which do not count.
+      turns: turn of each library. All turns time the same parts.
+      rounds: number of rounds.
+      warm_up: number of rounds before them that do not count.
 
     Returns:
       Seconds by part, library and round.
@@ -50,7 +50,7 @@ def compared(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, fl
 
     Args:
       seconds: by library and round.
-      to: the library that ratios are to; those of 2 take twice as long.
+      to: the library to compare with. A library with a ratio of 2 takes twice as long.
     """
     ratios = {
         name: [a / b for a, b in zip(s, seconds[to], strict=True)] for name, s in seconds.items()
@@ -62,11 +62,12 @@ def compared(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, fl
 
 
 def table(rows: list[dict[str, Any]], to: str) -> str:
-    """Returns rows made of `compared` as a Markdown table: medians of ratios, and milliseconds.
+    """Returns a Markdown table of milliseconds and of medians of ratios.
 
     Args:
-      rows: with `what` was timed and on which `shape`, where there was one.
-      to: the library that ratios are to, whose milliseconds are given.
+      rows: results of `compared`. The key `what` names the timed part, and `shape` its data, if the
+        row has that key.
+      to: the library to compare with. The table gives its milliseconds.
     """
     names = [name for name in dict.fromkeys(n for r in rows for n in r["median_ms"]) if name != to]
     lines = [f"| | {to}, ms | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]

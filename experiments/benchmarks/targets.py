@@ -1,4 +1,4 @@
-"""Devices to compile for, most of which need not be there."""
+"""Devices to compile for. GPUs and TPUs may be absent."""
 
 import os
 import re
@@ -24,16 +24,16 @@ class MissingCompiler(RuntimeError):
 def devices(target: Target, count: int = 1) -> list[Any]:
     """Returns devices to compile for.
 
-    "h100" and "v5e" are described, not present: their compilers need no such device. A program is
-    compiled for them where its arguments, `jax.ShapeDtypeStruct`, are sharded over them.
+    For "h100" and "v5e" they are descriptions, because the compilers need no such device. To
+    compile a program for them, shard its arguments, `jax.ShapeDtypeStruct`, over them.
 
     Args:
       target: an NVIDIA H100, a TPU v5e or this machine's CPU.
-      count: how many.
+      count: number of devices.
 
     Raises:
       MissingCompiler: the target's compiler is not installed.
-      ValueError: there is no such target, or not so many devices.
+      ValueError: the target is unknown, or does not have this number of devices.
     """
     match target:
         case "h100":
@@ -42,7 +42,7 @@ def devices(target: Target, count: int = 1) -> list[Any]:
         case "v5e" if count in _V5E_SHAPES:
             width, height = _V5E_SHAPES[count]
             bounds = {"chips_per_host_bounds": (min(width, 2), min(height, 4), 1)}
-            # Without it libtpu asks the cloud's metadata server what machine this is.
+            # Otherwise libtpu asks the cloud's metadata server about this machine.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             return _described("tpu", f"v5e:{width}x{height}", **bounds)
         case "v5e":
@@ -51,8 +51,8 @@ def devices(target: Target, count: int = 1) -> list[Any]:
             found = jax.devices("cpu")
             if len(found) < count:
                 raise ValueError(
-                    f"count={count} but there are {len(found)} CPU devices: set "
-                    f'jax.config.update("jax_num_cpu_devices", {count}) before the first use.'
+                    f"count={count}, but there are {len(found)} CPU devices: call "
+                    f'jax.config.update("jax_num_cpu_devices", {count}) before JAX is used.'
                 )
             return found[:count]
         case _:
@@ -64,6 +64,6 @@ def _described(platform: str, name: str, **description: Any) -> list[Any]:
         return list(topologies.get_topology_desc(name, platform=platform, **description).devices)
     except (NotImplementedError, RuntimeError) as error:
         raise MissingCompiler(
-            f"compiling for {platform} is not possible here ({error}): run "
+            f"Compiling for {platform} is not possible here ({error}). Run "
             '`pip install ".[bench]"`.'
         ) from error

@@ -1,4 +1,4 @@
-"""Seconds that jbn and its installed peers take on this machine, in turns.
+"""Times jbn and its installed peers on this machine, in turns.
 
 Command: python -m experiments.benchmarks.timed [--rounds N] [--compilations N] [--output FILE]
 """
@@ -36,16 +36,16 @@ class Arguments:
     """Times norms, a step of ResNet-20 and the compilation of ResNet-50, in float32."""
 
     rounds: int = 30
-    """In each round every library takes one turn, in random order."""
+    """Number of rounds. In each round every library takes one turn, in random order."""
     compilations: int = 5
-    """Rounds of tracing, lowering and compiling."""
+    """Number of rounds of tracing, lowering and compiling."""
     output: Path | None = None
-    """Where the results go, as JSON; by default in place of those that the README shows."""
+    """JSON file for the results. By default it replaces the stored results of this backend."""
 
 
 def main(arguments: Arguments) -> None:
     """Times, prints and stores."""
-    memory.choose("fresh")  # Before JAX starts its threads.
+    memory.choose("fresh")  # This comes before JAX starts its threads.
     path = arguments.output or RESULTS / f"timed-{jax.default_backend()}.json"
     packages = {DISTRIBUTIONS.get(library, library) for library, _ in installed().values()}
     result: dict[str, Any] = environment("noise") | {
@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
-    """Yields a row for each thing that is timed, `what`, and what it is timed on."""
+    """Yields a row for each timed part, with the name of the part (`what`) and its data."""
     for kind in memory.MEMORIES:
         if memory.choose(kind):
             for shape in SHAPES:
@@ -73,7 +73,7 @@ def measure(rounds: int, compilations: int) -> Iterator[dict[str, Any]]:
 
 
 def rows(turns: Any, rounds: int, warm_up: int = 5, **about: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the parts that turns are made of."""
+    """Yields a row for each part of the turns."""
     for part, seconds in interleaved(turns, rounds, warm_up).items():
         yield {"what": part} | about | {"rounds": rounds} | compared(seconds, TO)
 

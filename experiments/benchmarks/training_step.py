@@ -1,4 +1,4 @@
-"""Whole training steps compiled for accelerators that need not be there.
+"""Compiles whole training steps for GPUs and TPUs, which may be absent.
 
 Command: python -m experiments.benchmarks.training_step [--output FILE]
 """
@@ -34,11 +34,11 @@ class Arguments:
     """Compiles the training step of the preset cifar10 for H100s and TPUs v5e."""
 
     output: Path = RESULTS
-    """Where the results go, as JSON."""
+    """JSON file for the results."""
 
 
 def main(arguments: Arguments) -> None:
-    """Prints and stores what each compiled step costs, after each, as some take minutes."""
+    """Prints and stores the cost of each step as soon as it is compiled."""
     config = PRESETS[PRESET]
     result: dict[str, Any] = {"versions": versions(*PACKAGES), "preset": PRESET, "rows": []}
     for target, count in CASES:
@@ -54,15 +54,15 @@ def measure(
     """Compiles one training step; returns what it costs.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       sizes: number of training and test images, and the shape of an image.
       target: kind of device.
-      count: how many of them share a batch.
+      count: number of devices that share a batch.
 
     Returns:
-      `norms`: layers of the net that hold running statistics; `collectives`: operations that
-      exchange data between devices; `temp_bytes`: a device's temporary memory.
-      On a TPU most of the latter is a copy of all images, each row padded to 128 values.
+      `norms`: number of layers with running statistics; `collectives`: number of operations that
+      exchange data between devices; `temp_bytes`: temporary memory of a device. On a TPU most of
+      this memory is a copy of all images, with each row padded to 128 values.
     """
     mesh = Mesh(np.array(devices(target, count)), ("data",), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -72,7 +72,7 @@ def measure(
         for size in (train_size, test_size)
         for rest, dtype in ((shape, jnp.uint8), ((), jnp.int32))
     )
-    # A mean and a deviation of each channel are constants of the program, whatever they are.
+    # The statistics of the channels are constants of the program. Their values do not matter.
     noise = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
     normalize = normalizer(pixel_statistics(noise), config.data.gain)
     classes = tuple("0123456789")

@@ -1,4 +1,4 @@
-"""What is timed, a turn of each library: one norm, ResNet-20, and the compilation of ResNet-50."""
+"""The timed code as a turn of each library: a norm, ResNet-20 and the compilation of ResNet-50."""
 
 import gc
 import importlib
@@ -26,9 +26,10 @@ LINEN_NORMS = ("jbn", "jbn, in place", "flax.linen")
 
 
 def norm_turns(shape: tuple[int, ...]) -> Iterator[tuple[str, Turn]]:
-    """Yields a norm and its activation, of features last: forward alone, and with backward.
+    """Yields turns of a norm and its activation, forward alone, and forward and backward.
 
-    The latter takes gradients of x and of what the norm learns.
+    Features are on the last axis. The backward pass computes the gradients of x and of the norm's
+    parameters.
     """
     rng = np.random.default_rng(0)
     x, dy = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
@@ -50,7 +51,7 @@ def _jax_norm(norm: networks.NormActivation, x: jax.Array, dy: jax.Array) -> Tur
 
 
 def _torch_norm(x: np.ndarray, dy: np.ndarray) -> Turn:
-    """PyTorch's, with its features on the axis that it wants them on."""
+    """Returns a turn of PyTorch, which expects features on axis 1."""
     torch: Any = importlib.import_module("torch")
     module = torch.nn.BatchNorm2d(x.shape[-1]) if x.ndim == 4 else torch.nn.BatchNorm1d(x.shape[-1])
     first = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
@@ -68,7 +69,7 @@ def _torch_norm(x: np.ndarray, dy: np.ndarray) -> Turn:
 
 
 def resnet20_turns(batch: int) -> Iterator[tuple[str, Turn]]:
-    """Yields steps of plain SGD on float32 images of 32x32."""
+    """Yields turns of a step of plain SGD on 32x32 float32 images."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch, 32, 32, 3)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 10, batch), jnp.int32)
@@ -84,11 +85,11 @@ def resnet20_turns(batch: int) -> Iterator[tuple[str, Turn]]:
 
 
 def linen_compilation_turns(images: Any) -> Iterator[tuple[str, Turn]]:
-    """Yields what comes before the first step of plain SGD on ResNet-50 in Linen.
+    """Yields turns that trace, lower and compile a step of plain SGD on ResNet-50 in Linen.
 
     Args:
-      images: `[batch, height, width, 3]`, abstract. Small ones will do: their size changes neither
-        how many layers are traced nor how many operations are compiled.
+      images: abstract images `[batch, height, width, 3]`. They can be small, because the numbers of
+        traced layers and of compiled operations do not depend on their size.
     """
     for name in LINEN_NORMS:
         model = ResNet50(linen_norms(images.dtype)[name], images.dtype)
@@ -97,7 +98,7 @@ def linen_compilation_turns(images: Any) -> Iterator[tuple[str, Turn]]:
 
 
 def nnx_compilation_turns(images: Any) -> Iterator[tuple[str, Turn]]:
-    """Yields the same in NNX."""
+    """Yields the same turns as `linen_compilation_turns`, in NNX."""
     for name, library in (("jbn", jbn.nnx), ("flax.nnx", nnx)):
         norm = partial(library.BatchNorm, momentum=0.9, dtype=images.dtype)
         init, step = nnx_networks.training(partial(_nnx_resnet50, norm), optax.sgd(0.1))
@@ -114,12 +115,12 @@ def _compilation(step: Any, state: Any, images: Any) -> Turn:
 
 
 def trace_lower_compile(step: Any, arguments: tuple[Any, ...]) -> dict[str, float]:
-    """Returns the seconds of tracing, of lowering and of compiling, from empty caches.
+    """Returns the seconds of tracing, of lowering and of compiling, with empty caches.
 
-    Those of tracing and lowering, which run in one thread, are of the processor.
+    Tracing and lowering run in one thread, so their seconds are processor time.
     """
     jax.clear_caches()
-    # What others left behind is collected at nobody's expense.
+    # Garbage of earlier turns is collected before the clock starts.
     gc.collect()
     gc.freeze()
     stages: list[Any] = [jax.jit(step)]

@@ -87,7 +87,7 @@ def recalibrate(
 
     Returns:
       The state with exact means and variances, in their dtypes; and a dictionary with the `Drift`
-      of each norm, by path.
+      of each norm, by path. The path is "" if `state` is the state of a single norm.
 
     Raises:
       ValueError: `state` has no norm's state, or no value reached any norm, because there were no

@@ -1,1 +1,1 @@
-"""What jbn costs and reaches on a GPU, in pieces: python -m experiments.benchmarks.gpu."""
+"""Measures jbn and its peers on a GPU, in pieces: python -m experiments.benchmarks.gpu."""

@@ -1,4 +1,4 @@
-"""Seconds of a call, of many calls in a row."""
+"""Times a call by many calls in a row."""
 
 from collections.abc import Callable
 from statistics import quantiles
@@ -13,8 +13,8 @@ class Repeats(NamedTuple):
     """How often something is timed.
 
     Attributes:
-      calls: in a row; a GPU is asked for all of them before it is waited for.
-      rounds: in each of which every library takes a turn.
+      calls: number of calls in a row. A GPU gets all of them before the host waits for it.
+      rounds: number of rounds. In each round every library takes a turn.
     """
 
     calls: int
@@ -24,12 +24,12 @@ class Repeats(NamedTuple):
 def seconds_a_call(
     call: Callable[[], Any], calls: int, wait: Callable[[Any], Any] = jax.block_until_ready
 ) -> float:
-    """Returns the seconds of one of many calls in a row.
+    """Returns the seconds of a call, as a mean over many calls in a row.
 
     Args:
-      call: what is timed.
-      calls: how many.
-      wait: `wait(result)` of the last call returns when all are done.
+      call: the function to time.
+      calls: number of calls.
+      wait: `wait(result)` takes the result of the last call, and returns when all are done.
     """
 
     def all_calls():
@@ -46,7 +46,7 @@ def summary(seconds: dict[str, list[float]], to: str) -> dict[str, Any]:
 
     Args:
       seconds: by library and round.
-      to: the library that ratios are to.
+      to: the library to compare with.
     """
     cuts = {name: quantiles(taken, n=4, method="inclusive") for name, taken in seconds.items()}
     return {

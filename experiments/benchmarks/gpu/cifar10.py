@@ -1,7 +1,7 @@
-"""The preset `cifar10` in full over many seeds: accuracy, and seconds by the recipe's own clock.
+"""Trains the preset `cifar10` with many seeds; measures accuracy, and seconds by airbench94's clock.
 
-The clock of airbench94 covers whitening, training and the views of test images. It leaves out
-loading, compilation and evaluations in between. Here all that it covers is one program.
+That clock covers whitening, training and the views of test images. It leaves out loading,
+compilation and evaluations in between. Here one program does everything that the clock covers.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ SEEDS = 20
 
 
 def processes(small: bool) -> list[list[Key]]:
-    """Returns the keys, which are seeds; all share a process and its one compilation."""
+    """Returns the keys, which are seeds. All share one process, which compiles once."""
     return [[{"seed": seed} for seed in range(2 if small else SEEDS)]]
 
 
@@ -33,12 +33,12 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
     """Yields accuracy and seconds of each seed.
 
     Raises:
-      DataError: the data cannot be had.
+      DataError: the data is missing or damaged.
     """
     config, dataset = config_and_images(settings)
     images = jax.device_put(dataset[:4])
     run = jax.jit(whole_run(config, dataset)).lower(images, np.int32(0)).compile()
-    jax.block_until_ready(run(images, np.int32(SEEDS)))  # To warm up, with a seed of its own.
+    jax.block_until_ready(run(images, np.int32(SEEDS)))  # This warms up.
     for key in keys:
         found: dict[str, Any] = {}
         seconds = clock(
@@ -56,7 +56,10 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
 
 
 def config_and_images(settings: Settings) -> tuple[Config, Dataset]:
-    """Returns the preset and CIFAR-10; small, a few steps of a narrow net on images of noise."""
+    """Returns the preset and CIFAR-10.
+
+    The small version is a few steps of a narrow network on images of noise.
+    """
     config = PRESETS["cifar10"]
     if not settings.small:
         return config, load(config.data, settings.data_dir, settings.data_variant)
@@ -75,8 +78,8 @@ def whole_run(config: Config, dataset: Dataset) -> Callable[[Any, Any], dict[str
     """Returns `run(images, seed)`, which trains from the first step to the last and evaluates.
 
     Args:
-      config: of the run; its seed does not matter.
-      dataset: the images, whose statistics and classes the run needs beforehand.
+      config: configuration of the run. Its seed does not matter.
+      dataset: the images. Only their statistics and classes are used here.
     """
     normalize = normalizer(pixel_statistics(dataset.train_images), config.data.gain)
 
@@ -92,7 +95,7 @@ def whole_run(config: Config, dataset: Dataset) -> Callable[[Any, Any], dict[str
 
 
 def table(rows: list[Row]) -> str:
-    """Returns mean and deviation over the seeds as Markdown."""
+    """Returns a Markdown table of the mean and the standard deviation over the seeds."""
     lines = [
         [
             f"`cifar10`, {rows[0]['data']}",

@@ -1,4 +1,4 @@
-"""The command: which pieces are measured, for how long, and where results go."""
+"""The command line: which pieces are measured, for how long, and where the results are stored."""
 
 import sys
 import time
@@ -22,23 +22,23 @@ from experiments.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measures jbn and its peers on a GPU; what is finished is kept, and only the rest is run.
+    """Measures jbn and its peers on a GPU. Finished rows are kept, and only missing rows are made.
 
-    On a CPU it runs a small version of everything, to see that it runs.
+    On a CPU it runs a small version of everything, to check that it works.
     """
 
     only: tuple[Name, ...] = ()
-    """Pieces; all by default."""
+    """Pieces to measure; all by default."""
     minutes: float = 7.0
-    """After so long a piece ends with its current row; the same command goes on with it."""
+    """Minutes after which a piece finishes its current row and ends. The same command continues."""
     small: bool = False
-    """The small version, on a GPU, too."""
+    """Run the small version, also on a GPU."""
     output: Path = Path("runs/gpu")
-    """Folder of the results, and of what is kept to go on."""
+    """Folder of the results, and of files that are needed to continue."""
     data_dir: Path | None = None
-    """Folder with CIFAR-10's binary files, unpacked; by default they are fetched and cached."""
+    """Folder with CIFAR-10's unpacked binary files; by default they are downloaded and cached."""
     data_variant: str | None = None
-    """What the results call the data of --data-dir."""
+    """Name that the results give to the data in --data-dir."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,21 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except StoredError as error:
             print(error, file=sys.stderr)
             failed.append(name)
-        except Exception:  # The next piece may do better, and the card is there now.
+        except Exception:  # The next piece may work, and the GPU is available now.
             traceback.print_exc()
             failed.append(name)
     report(RunFolder(asked.output))
     if failed:
-        print(f"Failed, for the reasons above: {', '.join(failed)}.")
+        print(f"These pieces failed for the reasons above: {', '.join(failed)}.")
     return 1 if failed else 0
 
 
 def carry_out(name: Name, settings: Settings, environment: dict[str, Any]) -> None:
-    """Measures the missing rows of a piece, each list of keys in a process of its own.
+    """Measures the missing rows of a piece, each list of keys in its own process.
 
     Raises:
-      StoredError: rows are stored of another environment.
-      Exception: whatever a process raises; what it had finished is stored.
+      StoredError: the stored rows are from another environment.
+      Exception: any error of a process, whose finished rows are stored.
     """
 
     def missing(keys):
@@ -86,8 +86,8 @@ def carry_out(name: Name, settings: Settings, environment: dict[str, Any]) -> No
             alone(_cache(settings.folder), work, name, missing(keys), settings, environment)
     keys = list(chain.from_iterable(processes))
     left = len(missing(keys))
-    end = "the same command goes on." if left else "finished."
-    print(f"{name}: {len(keys) - left} of {len(keys)} rows are stored; {end}", flush=True)
+    end = "The same command makes the rest." if left else "The piece is finished."
+    print(f"{name}: {len(keys) - left} of {len(keys)} rows are stored. {end}", flush=True)
 
 
 def _cache(output: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The figure: which share of a copy's bandwidth each library's norm reaches."""
+"""Draws the share of a copy's bandwidth that each library's norm reaches."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ COLORS = {
 
 
 def draw(rows: list[dict[str, Any]], where: str, path: Path) -> None:
-    """Draws a panel for each part and bars for each dtype and shape.
+    """Draws a panel for each part, with bars for each dtype and shape.
 
     Args:
-      rows: of the norm.
-      where: where they were measured, in words.
-      path: of the picture.
+      rows: rows of the piece `norm`.
+      where: place of the measurement in words.
+      path: path of the picture.
     """
     names = [name for name in COLORS if any(name in shares(row, "forward") for row in rows)]
     width = 0.8 / len(names)
@@ -37,7 +37,7 @@ def draw(rows: list[dict[str, Any]], where: str, path: Path) -> None:
                 axis.bar_label(bars, [f"{value:.0%}" for value in values], fontsize=7)
             axis.axhline(1, color="0.3", linewidth=1, linestyle="--")
             axis.set_xticks(np.arange(len(rows)), [_label(row) for row in rows], fontsize=8)
-            axis.set_title(f"{part}: {passes} passes over x at least; 100% is a copy")
+            axis.set_title(f"{part}: at least {passes} passes over x; 100% is a copy")
             axis.grid(axis="x", visible=False)
         percent(panels[0])
         panels[0].set_ylabel("share of a copy's bandwidth")

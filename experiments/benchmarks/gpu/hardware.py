@@ -1,4 +1,4 @@
-"""Where the measurements are made."""
+"""Describes the machine on which the measurements are made."""
 
 import subprocess
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ _FIELDS = ("name", "driver_version", "memory.total", "power.limit")
 
 
 def describe() -> dict[str, Any]:
-    """Returns device, driver, memory, versions and commit; each row says what its data is."""
+    """Returns the device, driver, memory, versions and commit. The data is named in each row."""
     found = environment(variant="")
     del found["data"], found["command"]
     client: Any = jax.devices()[0].client
@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
 
 
 def _nvidia_smi() -> dict[str, str] | None:
-    """What NVIDIA's driver says of the first GPU; None where there is none."""
+    """Returns what NVIDIA's driver reports of the first GPU, or None if there is none."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout

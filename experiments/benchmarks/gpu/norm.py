@@ -1,4 +1,4 @@
-"""One norm alone against a copy of the same array: how much of the card's bandwidth it reaches."""
+"""Times one norm and a copy of the same array, to see what share of the bandwidth it reaches."""
 
 import importlib
 import math
@@ -18,13 +18,13 @@ from experiments.benchmarks.gpu.tables import markdown
 from experiments.benchmarks.stopwatch import Turn, interleaved
 
 PASSES = {"forward": 3, "forward and backward": 8}
-"""Passes over x that each part cannot do without: forward, x is read twice and y written; backward,
-x and dy are read twice and dx is written."""
+"""Smallest number of passes over x in each part. The forward pass reads x twice and writes y. The
+backward pass reads x and dy twice and writes dx."""
 COPY_PASSES = 2
 COPY = "copy"
 LIBRARIES = ("jbn", "flax.linen")
 TORCH_LAYOUTS = {"torch": "contiguous_format", "torch, channels last": "channels_last"}
-# Batches whose activations, 134 MB and more, do not fit into the cache of an H100, 50 MB.
+# The activations of these batches, 134 MB or more, do not fit into the 50 MB cache of an H100.
 SHAPES = ((1024, 32, 32, 64), (1024, 16, 16, 256))
 SMALL_SHAPES = ((8, 4, 4, 16),)
 
@@ -50,7 +50,10 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
 
 
 def turns(shape: Sequence[int], dtype: np.dtype, calls: int) -> Iterator[tuple[str, Turn]]:
-    """Yields the copy, and each library's norm without an activation, of features last."""
+    """Yields turns of the copy and of each library's norm, with features on the last axis.
+
+    The norms have no activation.
+    """
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
     arrays = [jnp.asarray(array, dtype) for array in (x, dy)]
@@ -77,7 +80,8 @@ def jax_parts(
 ) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
     """Returns `f(learned, x, dy)` for each part, and `learned`, of a norm without its activation.
 
-    Both ways, dy is there only after y, as in a network, so that no pass serves both directions.
+    In the part with both directions, dy depends on y, as in a network. So no pass over x can serve
+    both directions.
     """
     step = networks.norm_step(norm._replace(activation=lambda y: y), features)
 
@@ -95,15 +99,15 @@ def jax_parts(
 def _torch_norms(
     x: np.ndarray, dy: np.ndarray, dtype: str, calls: int
 ) -> Iterator[tuple[str, Turn]]:
-    """PyTorch's on JAX's device, if it can use that, in both layouts that it knows for images."""
+    """Yields turns of PyTorch in its two layouts of images, if it can use the device of JAX."""
     try:
         torch: Any = importlib.import_module("torch")
     except (ImportError, OSError) as error:
-        print(f"PyTorch is left out, as it cannot be imported: {error}")
+        print(f"PyTorch is left out, because it cannot be imported: {error}")
         return
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        print("PyTorch is left out, as it finds no GPU.")
+        print("PyTorch is left out, because it finds no GPU.")
         return
     device = "cuda" if on_gpu else "cpu"
 
@@ -131,7 +135,7 @@ def _torch_norms(
 
 
 def shares(row: Row, part: str) -> dict[str, float]:
-    """Returns each library's share of the copy's bandwidth, as if it moved `PASSES` and no more."""
+    """Returns each library's share of the copy's bandwidth, as if it made only `PASSES` passes."""
     return {
         name: PASSES[part] / COPY_PASSES / times
         for name, times in row[part]["times_copy"].items()
@@ -140,7 +144,7 @@ def shares(row: Row, part: str) -> dict[str, float]:
 
 
 def table(rows: list[Row]) -> str:
-    """Returns milliseconds, and shares of the copy's bandwidth, as Markdown."""
+    """Returns a Markdown table of milliseconds and of shares of the copy's bandwidth."""
     names = list(dict.fromkeys(name for row in rows for name in shares(row, "forward")))
     lines = [
         [f"{part}, {row['dtype']} {row['shape']}", f"{row['copy_gb_per_s']:.3g}"]

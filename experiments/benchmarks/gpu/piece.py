@@ -1,4 +1,4 @@
-"""What a piece of the measurements is: rows, the processes that measure them, and a table."""
+"""The parts of a piece of the measurements: rows, processes that measure them, and a table."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Key = dict[str, Any]
-"""What a row is about, of values that JSON can hold."""
+"""The subject of a row, in values that JSON can hold."""
 Row = dict[str, Any]
-"""A key and what was measured."""
+"""A key and the measured values."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a piece is carried out.
+    """The settings with which a piece is run.
 
     Attributes:
       small: whether to run the small version.
-      folder: for files that a piece needs to go on where it stopped.
-      deadline: when to stop, in the seconds of `time.time`.
-      data_dir: folder with CIFAR-10's binary files; None fetches them.
-      data_variant: what to call the data of `data_dir`.
+      folder: folder of the results, and of files that a stopped piece needs to continue.
+      deadline: time at which to stop, in seconds as in `time.time`.
+      data_dir: folder with CIFAR-10's binary files. With None they are downloaded.
+      data_variant: name that the results give to the data in `data_dir`.
     """
 
     small: bool

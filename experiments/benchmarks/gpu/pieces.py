@@ -1,4 +1,4 @@
-"""The pieces by name, in order of worth, and how a process measures a part of one."""
+"""The pieces by name, the most important first, and the function that measures a part of one."""
 
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ PIECES: dict[Name, Piece] = {
 
 
 def work(name: Name, keys: list[Key], settings: Settings, environment: dict[str, Any]) -> None:
-    """Measures and stores rows in this process, until the deadline."""
+    """Measures and stores rows in this process until the deadline."""
     stored = Stored(settings.folder, name, environment)
     for row in PIECES[name].measure(keys, settings):
         stored.add(row)

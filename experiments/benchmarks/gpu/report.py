@@ -1,4 +1,4 @@
-"""The tables of what is stored, and the figure.
+"""Prints tables of the stored results, and draws the figure.
 
 Command: python -m experiments.benchmarks.gpu.report FOLDER
 """
@@ -15,7 +15,7 @@ from experiments.run_folder import RunFolder
 
 
 def report(folder: RunFolder) -> bool:
-    """Prints the table of each piece that has rows; draws the norm's.
+    """Prints a table of each piece with stored rows, and draws the figure of `norm`.
 
     Returns:
       Whether there are any results.
@@ -31,7 +31,7 @@ def report(folder: RunFolder) -> bool:
 
 
 def where(environment: dict[str, Any]) -> str:
-    """Returns in words where results were measured, and whether in the small version."""
+    """Returns the device and the version of JAX in words, and whether it is the small version."""
     small = ", small version" if environment["small"] else ""
     return f"on {environment['device']}, jax {environment['versions']['jax']}{small}"
 
@@ -44,7 +44,7 @@ def _draw(folder: RunFolder) -> None:
         draw(content["rows"], where(content["environment"]), folder.path / "norm.png")
     else:
         print(
-            "\nThe figure needs Matplotlib, which is missing here. Where it is installed, "
+            "\nThe figure needs Matplotlib, which is missing here. On a machine with Matplotlib, "
             f"`python -m experiments.benchmarks.gpu.report {folder.path}` draws it."
         )
 
@@ -53,7 +53,7 @@ def main(folder: Annotated[Path, tyro.conf.Positional]) -> int:
     """Prints the tables of stored results and draws the figure; returns 1 if there are none.
 
     Args:
-      folder: of the results, such as runs/gpu.
+      folder: folder of the results, such as runs/gpu.
     """
     if report(RunFolder(folder)):
         return 0

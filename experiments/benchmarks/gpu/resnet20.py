@@ -1,4 +1,4 @@
-"""The preset `resnet20` by the trainer, which goes on where the deadline stopped it."""
+"""Trains the preset `resnet20`, and continues a run that the deadline stopped."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from experiments.benchmarks.gpu.tables import markdown, spread
 
 SEEDS = 3
 INTERVAL = 1.0
-"""Seconds between signals, once the deadline is over."""
+"""Seconds between signals after the deadline."""
 FLAGS = ("--eval-every", "10")
 SMALL_FLAGS = (
     *("--data.dataset", "digits", "--data.train-size", "64", "--data.test-size", "32"),
@@ -23,7 +23,7 @@ SMALL_FLAGS = (
 
 
 def processes(small: bool) -> list[list[Key]]:
-    """Returns the keys, which are seeds, each in a process of its own."""
+    """Returns the keys, which are seeds. Each has its own process."""
     return [[{"seed": seed}] for seed in range(1 if small else SEEDS)]
 
 
@@ -31,7 +31,7 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
     """Yields the outcome of each seed that is finished before the deadline.
 
     Raises:
-      DataError: the data cannot be had.
+      DataError: the data is missing or damaged.
     """
     for key in keys:
         summary = train_until(settings, key["seed"])
@@ -41,8 +41,8 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
 
 
 def train_until(settings: Settings, seed: int) -> dict[str, Any] | None:
-    """Trains, or goes on; returns the summary, or None where the deadline came first."""
-    from experiments import train  # It draws reports, for which Matplotlib must be there.
+    """Starts or continues a run; returns its summary, or None if the deadline came first."""
+    from experiments import train  # It needs Matplotlib, because it draws reports.
 
     run = train.parse(command(seed, settings.folder / f"resnet20-{seed}", settings))
     with _interrupted_at(settings), contextlib.suppress(train.Interrupted):
@@ -62,9 +62,9 @@ def command(seed: int, folder: Path, settings: Settings) -> list[str]:
 
 @contextlib.contextmanager
 def _interrupted_at(settings: Settings) -> Iterator[None]:
-    """Sends SIGTERM to this process from the deadline on, which the trainer takes as its end.
+    """Sends SIGTERM to this process after the deadline, so that the trainer ends the run.
 
-    It is sent again and again, and ignored while the trainer does not wait for it.
+    The signal is repeated, because this process ignores it until the trainer catches signals.
     """
     ended = threading.Event()
 
@@ -84,7 +84,7 @@ def _interrupted_at(settings: Settings) -> Iterator[None]:
 
 
 def table(rows: list[Row]) -> str:
-    """Returns mean and deviation over the seeds as Markdown."""
+    """Returns a Markdown table of the mean and the standard deviation over the seeds."""
     lines = [
         [
             f"`resnet20`, {rows[0]['data']}",

@@ -1,4 +1,4 @@
-"""A training step of ResNet-50: images a second and memory on the card."""
+"""Measures a training step of ResNet-50: images per second, and memory on the GPU."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ from experiments.benchmarks.resnet50 import BATCH, DTYPE
 
 
 def processes(small: bool) -> list[list[Key]]:
-    """Returns the keys; the small version has a chain of dense layers for a network."""
+    """Returns the keys. The network of the small version is a chain of dense layers."""
     cell = {"network": "chain", "batch": 8} if small else {"network": "resnet50", "batch": BATCH}
     return steps.processes([cell])
 
@@ -48,7 +48,7 @@ def network(name: str, batch: int, form: str) -> tuple[Any, Any, jax.ShapeDtypeS
 
 
 def table(rows: list[Row]) -> str:
-    """Returns images a second, and the memory measured and by the compiler, of each form."""
+    """Returns a Markdown table of images per second and of both figures of memory by form."""
     batch = rows[0]["batch"]
     lines = []
     for form, values in steps.figures(rows, {"batch": batch}).items():

@@ -1,4 +1,4 @@
-"""Stacks of convolution, norm and activation, those of `compiled`: time and memory on the card."""
+"""Measures the stacks of layers of `compiled`: time and memory on the GPU."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +55,7 @@ def make(key: Key, form: str) -> steps.Step:
 
 
 def table(rows: list[Row]) -> str:
-    """Returns the time, and the memory measured and by the compiler, of each form and shape."""
+    """Returns a Markdown table of time and of both figures of memory by form and shape."""
     found = {tuple(row[name] for name in ("dtype", "size", "channels")): row for row in rows}
     shown = {
         f"{dtype}, {channels} channels": steps.figures(

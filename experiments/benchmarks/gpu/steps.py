@@ -1,4 +1,4 @@
-"""Training steps on a card: time, memory measured, and memory by the compiler."""
+"""Measures training steps on a GPU: time, memory as measured, and memory by the compiler."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,12 +16,13 @@ TO = "flax.linen"
 
 
 class Step:
-    """A compiled step with its arguments, which can be taken again and again.
+    """A compiled step with its arguments, which can be repeated.
 
     Args:
       function: the step.
-      arguments: of the function, arrays.
-      carries: whether the first result is the first argument of the next step, in its memory.
+      arguments: arguments of the function.
+      carries: whether the first result becomes the first argument of the next step, and uses its
+        memory.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class Step:
 def processes(cells: list[Key]) -> list[list[Key]]:
     """Returns the keys of the rows about each cell, a list for each process.
 
-    One process compiles all programs. Then each form has a process in which its memory is measured,
-    since a peak never goes down; that process finds its program in the cache, since compiling needs
-    memory, too. At last one process times the forms in turns.
+    One process compiles all programs. Then the memory of each form is measured in a process of its
+    own, because a peak never goes down. This process finds its program in the cache, because
+    compiling needs memory, too. Finally one process times the forms in turns.
     """
     compiled = [{"what": "compiled", **cell, "form": form} for cell in cells for form in FORMS]
     memory = [key | {"what": "memory"} for key in compiled]
@@ -55,9 +56,9 @@ def measure(keys: list[Key], make: Callable[[Key, str], Step], repeats: Repeats)
     """Yields the rows of `processes`.
 
     Args:
-      keys: of the rows.
+      keys: keys of the rows.
       make: `make(key, form)` returns the step of a form.
-      repeats: of times.
+      repeats: how often to time a step.
     """
     for key in keys:
         match key["what"]:
@@ -72,16 +73,16 @@ def measure(keys: list[Key], make: Callable[[Key, str], Step], repeats: Repeats)
 
 
 def compiled_bytes(step: Step) -> dict[str, int]:
-    """Returns what the compiler says the step needs and moves, arguments and results included."""
+    """Returns the compiler's figures: memory with arguments and results, and bytes moved."""
     program = program_cost.read(step.compiled)
     return {"total_bytes": program.total_bytes, "moved_bytes": program.moved_bytes}
 
 
 def peak_bytes(step: Callable[[], Any]) -> dict[str, int | None]:
-    """Takes two steps; returns the most memory that was in use, None where nothing says so.
+    """Takes two steps; returns the peak of memory in use, or None if the device does not tell it.
 
     Raises:
-      RuntimeError: more had been in use before, so that the peak is not the steps'.
+      RuntimeError: the peak was reached before the steps.
     """
     before = _most_in_use()
     for _ in range(2):
@@ -89,9 +90,9 @@ def peak_bytes(step: Callable[[], Any]) -> dict[str, int | None]:
     peak = _most_in_use()
     if before is not None and before == peak:
         raise RuntimeError(
-            f"{peak} bytes were in use before the first step, and no more during it: the step was "
-            "compiled here, which needs memory, too. Run the same command again: the program is "
-            "cached now."
+            f"The peak of {peak} bytes was reached before the first step, because this process "
+            "compiled the step, which needs memory, too. Run the same command again. The program "
+            "is cached now."
         )
     return {"peak_bytes": peak}
 
@@ -105,10 +106,11 @@ def _turn(step: Step, calls: int) -> dict[str, float]:
 
 
 def figures(rows: list[Row], cell: Key) -> dict[str, dict[str, float]]:
-    """Returns what was measured so far of each form in a cell.
+    """Returns the values that were measured so far for each form in a cell.
 
     Returns:
-      By form: `ms`; `peak_gb`, measured, and `compiled_gb`, by the compiler, of 1e9 bytes.
+      By form: `ms`, `peak_gb` as measured, and `compiled_gb` by the compiler. A gigabyte is 1e9
+      bytes.
     """
     found: dict[str, dict[str, float]] = {form: {} for form in FORMS}
     for row in rows:
@@ -125,5 +127,5 @@ def figures(rows: list[Row], cell: Key) -> dict[str, dict[str, float]]:
 
 
 def text(values: dict[str, float], name: str, form: str) -> str:
-    """Returns a figure as text; n/a where there is none."""
+    """Returns a value as text, or n/a if there is none."""
     return f"{values[name]:{form}}" if name in values else "n/a"

@@ -1,4 +1,4 @@
-"""The file of a piece: its rows, and the environment in which all of them were measured."""
+"""The file of a piece, with its rows and the environment in which all of them were measured."""
 
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,21 @@ from experiments.run_folder import RunFolder
 
 
 class StoredError(Exception):
-    """The file holds rows of another environment; the message says what to do."""
+    """The file holds rows of another environment. The message says what to do."""
 
 
 class Stored:
-    """The rows of a piece in `NAME.json`, written anew, whole or not at all, with each row.
+    """The rows of a piece in `NAME.json`.
+
+    Each new row writes the file again, either completely or not at all.
 
     Args:
-      folder: where the file is.
-      name: of the piece.
-      environment: in which rows are added.
+      folder: folder of the file.
+      name: name of the piece.
+      environment: environment of the new rows.
 
     Raises:
-      StoredError: the file's environment is another one.
+      StoredError: the file is from another environment.
     """
 
     def __init__(self, folder: Path, name: str, environment: dict[str, Any]):
@@ -33,7 +35,7 @@ class Stored:
             if changes := differences(content["environment"], environment):
                 raise StoredError(
                     f"{path} was measured in another environment. Move it away, or choose another "
-                    "--output:\n  " + "\n  ".join(changes)
+                    "--output. These values changed:\n  " + "\n  ".join(changes)
                 )
             self.rows = content["rows"]
 

@@ -1,4 +1,4 @@
-"""What the tables are made of."""
+"""Functions that write tables."""
 
 from statistics import mean, stdev
 
@@ -9,5 +9,5 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Returns mean and standard deviation in percent."""
+    """Returns the mean and the standard deviation in percent."""
     return f"{mean(values):.2%}" + (f" ± {stdev(values):.2%}" if len(values) > 1 else "")
