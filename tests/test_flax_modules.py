@@ -1,4 +1,4 @@
-"""The Linen and NNX modules against Flax's own, and any `jbn.Norm` within them."""
+"""The Linen and NNX modules, compared with Flax's own, and with any `jbn.Norm` in them."""
 
 import inspect
 from typing import Any
@@ -30,7 +30,7 @@ class Network(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_linen_trains_like_flax_for_50_steps(masked):
     xs, targets = data((50, 32, 8), mean=1), data((50, 32, 2), 1)
-    # Flax normalizes what the mask hides, too: the loss leaves it out.
+    # Flax also normalizes masked elements, so the loss leaves them out.
     mask = data((32, 1), 2) > -0.5 if masked else None
 
     def run(norm):
@@ -210,3 +210,9 @@ def test_importing_jbn_does_not_import_flax():
 
     code = "import jbn, sys; assert 'flax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", [jbn.nnx.BatchNorm, jbn.nnx.Norm, jbn.nnx.DomainNorm])
+def test_nnx_signatures_show_the_arguments(module):
+    shown = inspect.signature(module).parameters
+    assert list(shown) == list(inspect.signature(module.__init__).parameters)[1:]

@@ -204,7 +204,7 @@ def test_reverse_mode_keeps_the_input_and_vectors(dtype):
     params, state = norm.init(8)
     x = jnp.ones((16, 10, 10, 8), dtype)
 
-    # As inside a network: x is a value of the program, not an argument that lives anyhow.
+    # As inside a network, x is a value of the program. An argument would live anyhow.
     @jax.jit
     def pullback(params, x):
         return jax.vjp(lambda p, x: norm.train(p, state, x * 2)[0], params, x)[1]
@@ -255,6 +255,11 @@ def test_reverse_mode_keeps_the_input_and_vectors(dtype):
             lambda n, p, s: n.infer(s, p, jnp.ones((4, 3))),
             TypeError,
             "BatchNormState as params and BatchNormParams as state",
+        ),
+        (
+            lambda n, p, s: n.train(p._replace(bias=None), s, jnp.ones((4, 3))),
+            ValueError,
+            "params.bias is None, but the norm learns a bias: .* use_bias=False",
         ),
         (
             lambda n, p, s: jbn.batch_norm(use_scale=False, use_bias=False).train(

@@ -233,6 +233,12 @@ def _prepare(norm, params, state, x, mask) -> tuple[Layout, jax.Array, jax.Array
             f"{type(params).__name__} as params and {type(state).__name__} as state. Pass both in "
             "the order in which norm.init returns them."
         ) from None
+    if scale is None or bias is None:
+        missing = "scale" if scale is None else "bias"
+        raise ValueError(
+            f"params.{missing} is None, but the norm learns a {missing}: pass the params that "
+            f"norm.init returns, or make the norm with use_{missing}=False."
+        )
     layout.require_vectors(x, mean=mean, var=var, scale=scale, bias=bias)
     return layout, (scale if norm.activation is None else bounded_scale(scale)), bias
 

@@ -1,6 +1,7 @@
 """Runs a norm in an NNX module: reads variables, calls the norm and writes changed variables."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +46,13 @@ class NormModule(ModeModule):
     bias: Any
     mean: Any
     var: Any
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # NNX's metaclass hides the arguments of __init__ from help() and from editors.
+        signature = inspect.signature(cls.__init__)
+        arguments = list(signature.parameters.values())[1:]
+        cls.__signature__ = signature.replace(parameters=arguments)
 
     def _make_variables(
         self,
