@@ -46,6 +46,7 @@ python_maximum_signature_line_length = 80
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]

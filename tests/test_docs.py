@@ -21,7 +21,7 @@ def entries(page: Path, directive: str) -> list[str]:
     for line in page.read_text().splitlines():
         if found := re.match(r"\.\. currentmodule:: (\S+)", line):
             module = found[1]
-        if found := re.match(rf"\.\. {directive}:: (\S+)", line):
+        if found := re.match(rf"\.\. {directive}:: ([\w.]+)", line):
             names.append(f"{module}.{found[1]}")
     return names
 

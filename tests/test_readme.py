@@ -20,9 +20,9 @@ def test_python_blocks_run():
             exec(compile(block, "README.md", "exec"), namespace)
     assert int(namespace["state"].count) == 16
     assert namespace["prediction"].shape == (1,)
-    model, y, x = (namespace[name] for name in ("model", "y", "x"))
-    assert y.shape == (*x.shape[:-1], 64)
-    assert model.layers[1].use_running_average
+    assert namespace["updates"]["batch_stats"]
+    assert namespace["y"].shape == namespace["x"].shape == (512, 8)
+    assert namespace["layer"].use_running_average
 
 
 def test_commands_are_printed_once():

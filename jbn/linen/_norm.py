@@ -40,7 +40,8 @@ class Norm(_Wrapping):
 
     The fields of the norm's parameters are variables in the collection `params`, and the fields of
     its state are variables in the collection `batch_stats`. A count is stored only if the norm
-    needs it, so a `batch_norm` with a constant decay has the same variables as Flax's BatchNorm.
+    needs it, so a `jbn.batch_norm` with a constant decay has the same variables as Flax's
+    BatchNorm.
 
     >>> import jax, jax.numpy as jnp
     >>> module = jbn.linen.Norm(jbn.batch_norm(decay=0.9), use_running_average=False)

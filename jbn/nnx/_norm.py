@@ -53,7 +53,7 @@ class Norm(_Wrapping[NormValue]):
 
     The fields of the norm's parameters are variables of type `nnx.Param`, and the fields of its
     state are variables of type `nnx.BatchStat`. A count is stored only if the norm needs it, so a
-    `batch_norm` with a constant decay has the same variables as Flax's BatchNorm.
+    `jbn.batch_norm` with a constant decay has the same variables as Flax's BatchNorm.
 
     >>> import jax.numpy as jnp
     >>> module = jbn.nnx.Norm(jbn.batch_norm(decay=0.9), 1)
