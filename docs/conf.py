@@ -28,7 +28,7 @@ extensions = [
 exclude_patterns = ["_build", "jupyter_execute"]
 
 # Markdown and notebooks
-myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_timeout = 120
@@ -46,6 +46,7 @@ python_maximum_signature_line_length = 80
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # Attributes are one list.
 napoleon_attr_annotations = False
 
 html_theme = "sphinx_book_theme"
