@@ -9,11 +9,15 @@ from jax.typing import ArrayLike
 from experiments.config import AugmentConfig
 
 _FLIP, _PERMUTE, _SHIFT, _GATHER = range(4)
-"""What a key derived from the seed is for."""
+"""The purposes of the random keys that are derived from the seed."""
 
 
 def pixel_statistics(images: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and deviation of each channel of uint8 images `[n, height, width, channels]`."""
+    """Returns the mean and the standard deviation of each channel.
+
+    Args:
+      images: `[n, height, width, channels]` uint8.
+    """
     pixels = jnp.asarray(images).astype(jnp.float32) / 255
     return pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
 
@@ -21,11 +25,14 @@ def pixel_statistics(images: ArrayLike) -> tuple[jax.Array, jax.Array]:
 def normalizer(
     statistics: tuple[jax.Array, jax.Array], gain: float
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns the map from uint8 images to floats of mean 0 and deviation `gain` in each channel.
+    """Returns a function that maps uint8 images to floats.
+
+    Each channel of the images that the statistics come from then has mean 0 and standard deviation
+    `gain`.
 
     Args:
-      statistics: the `pixel_statistics` of images that then have this mean and deviation.
-      gain: the deviation.
+      statistics: mean and standard deviation of each channel, from `pixel_statistics`.
+      gain: standard deviation of the result.
     """
     mean, std = statistics
     return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
@@ -39,16 +46,16 @@ def permutation(seed: int, epoch: jax.Array, size: int) -> jax.Array:
 def gather_classes(
     order: jax.Array, labels: jax.Array, piece: int, seed: int, epoch: jax.Array
 ) -> jax.Array:
-    """Reorders images into pieces of one label each, in a random order.
+    """Sorts the images into pieces of one label each, and puts the pieces in a random order.
 
-    A batch of k pieces then holds about k classes: fewer where two pieces are of one class, more
-    where a class ends within a piece.
+    A batch of k pieces then holds about k classes. It holds fewer if two pieces have the same
+    class, and more if one class ends and the next begins within a piece.
 
     Args:
-      order: `[size]` the images' places in the training set, in a random order.
-      labels: `[size]` of all training images.
-      piece: number of images in a piece; what is left over at the end stays there.
-      seed: of the run.
+      order: `[size]` indices of the images in the training set, in a random order.
+      labels: `[size]` labels of all training images.
+      piece: number of images in a piece. Images that do not fill a piece stay at the end.
+      seed: seed of the run.
       epoch: `[]` int32.
     """
     order = order[jnp.argsort(labels[order], stable=True)]
@@ -61,16 +68,16 @@ def gather_classes(
 def augment(
     images: jax.Array, index: jax.Array, seed: int, epoch: jax.Array, config: AugmentConfig
 ) -> jax.Array:
-    """Varies images of one batch.
+    """Mirrors and shifts the images of one batch.
 
-    What happens to an image depends on the seed, the epoch and its index alone.
+    The changes to an image depend only on the seed, the epoch and the image's index.
 
     Args:
       images: `[batch, height, width, channels]`.
-      index: `[batch]` the images' places in the training set.
-      seed: of the run.
+      index: `[batch]` indices of the images in the training set.
+      seed: seed of the run.
       epoch: `[]` int32.
-      config: what to do.
+      config: which changes to make.
     """
 
     def bits(use, epoch, bound, shape=()):
@@ -93,8 +100,8 @@ def shift(images: jax.Array, offsets: jax.Array, largest: int, pad: str) -> jax.
 
     Args:
       images: `[batch, height, width, channels]`.
-      offsets: `[batch, 2]` int32, within +-`largest`.
-      largest: pixels of padding on each side.
+      offsets: `[batch, 2]` int32, from -`largest` to `largest`.
+      largest: number of pixels of padding on each side.
       pad: `zero` or `reflect`.
     """
     widths = ((0, 0), (largest, largest), (largest, largest), (0, 0))

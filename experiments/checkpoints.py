@@ -10,12 +10,13 @@ from experiments.learner import TrainState
 
 
 class Checkpoints:
-    """The checkpoints below a run's folder; a context manager that waits for what is being written.
+    """Saves and restores checkpoints in a run's folder.
 
-    Two newest are kept, so that one damaged by a crash has one before it.
+    It keeps the two newest states, because a crash can damage one, and the state with the best
+    accuracy. It is a context manager, which waits at the end until all checkpoints are written.
 
     Args:
-      folder: of the run.
+      folder: folder of the run.
     """
 
     def __init__(self, folder: Path):
@@ -28,9 +29,9 @@ class Checkpoints:
         self._best = ocp.CheckpointManager(folder / "best", options=best)
 
     def save(self, state: TrainState, accuracy: float | None = None) -> None:
-        """Saves a state; with an accuracy it may be the best, too."""
+        """Saves a state as the newest, and as the best if its accuracy is the highest so far."""
         step = int(state.step)
-        # Where processes wait for each other, two saves at a time can hang.
+        # Two saves at the same time can hang if processes wait for each other.
         self._best.wait_until_finished()
         if step not in self._newest.all_steps():
             self._newest.save(step, args=ocp.args.StandardSave(state))
@@ -42,15 +43,18 @@ class Checkpoints:
     def restore(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
         """Returns the newest state that can be read, or None.
 
+        It deletes newer checkpoints that cannot be read.
+
         Args:
-          like: a state of the same structure, shapes, dtypes and shardings; arrays or their shapes.
-          warn: called with a line for each checkpoint that cannot be read.
+          like: a state with the same structure, shapes, dtypes and shardings. Its leaves are arrays
+            or `jax.ShapeDtypeStruct`.
+          warn: function that takes a message, called for each checkpoint that cannot be read.
         """
         for step in sorted(self._newest.all_steps(), reverse=True):
             try:
                 restored: Any = self._newest.restore(step, args=ocp.args.StandardRestore(like))
                 return restored
-            except Exception as error:  # Each storage driver raises errors of its own.
+            except Exception as error:  # Each storage driver raises its own errors.
                 warn(f"The checkpoint of step {step} cannot be read ({type(error).__name__}).")
                 self._newest.delete(step)
         return None
@@ -60,6 +64,6 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what is being written."""
+        """Waits until all checkpoints are written."""
         self._newest.close()
         self._best.close()

@@ -1,4 +1,4 @@
-"""The processes of a run and their devices: how they join, agree and part."""
+"""Connects the processes of a run, makes the mesh of their devices, and catches signals."""
 
 import contextlib
 import signal
@@ -15,20 +15,23 @@ from jax.sharding import AxisType, Mesh
 from experiments.command import Interrupted, Run, RunError, resume_command
 
 HEARTBEAT_TIMEOUT = 20
-"""Seconds without a sign of life after which a process counts as gone."""
+"""Seconds without a heartbeat after which a process counts as lost."""
 
 
 @contextlib.contextmanager
 def connected_processes(run: Run) -> Iterator[None]:
-    """Joins the run's other processes, before any device is used; waits for them at the end."""
+    """Joins the run's other processes, and waits for them at the end.
+
+    Enter it before any device is used.
+    """
     if run.devices:
-        # Where JAX has started before, `make_mesh` checks the number of its devices.
+        # This fails if JAX has already started; `make_mesh` then checks the number of devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", run.devices)
     if run.processes == 1:
         yield
         return
-    jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)  # It would catch SIGTERM.
     jax.distributed.initialize(
         run.coordinator,
         run.processes,
@@ -42,24 +45,24 @@ def connected_processes(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resume_hint(run: Run) -> Iterator[None]:
-    """Has the command that resumes the run printed, should this process end on its own.
+    """Prints the command that resumes the run if this process dies.
 
-    Where one of several processes is lost, JAX aborts the others, which cannot print any more: a
-    process that each has started before does it for them.
+    If one of several processes is lost, JAX aborts the others before they can print anything. So
+    each process starts a helper process, which prints the command for it.
     """
     if run.processes == 1:
         yield
         return
     hint = (
-        f"error: process {run.process} of {run.processes} ended in the middle of the run: it "
-        "failed, as shown above, or another process is gone. Once all have ended, go on with: "
-        + resume_command(run)
+        f"error: process {run.process} of {run.processes} ended before the run was finished. It "
+        "failed with an error above, or another process is gone. When all processes have ended, "
+        "resume with: " + resume_command(run)
     )
     script = Path(__file__).with_name("resume_hint.py")
     printer = subprocess.Popen(
         [sys.executable, str(script), hint],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # Signals to this process's group must not reach it.
+        start_new_session=True,  # Signals to this process's group must not reach the helper.
     )
     with _at_a_common_end(lambda: printer.communicate(b".")):
         yield
@@ -67,7 +70,10 @@ def resume_hint(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _at_a_common_end(call: Callable[[], object]) -> Iterator[None]:
-    """Calls at an end that all processes reach at the same step."""
+    """Calls a function at an end that all processes reach at the same step.
+
+    They do so at the regular end, and with the errors `Interrupted` and `RunError`.
+    """
     try:
         yield
     except (Interrupted, RunError):
@@ -77,14 +83,16 @@ def _at_a_common_end(call: Callable[[], object]) -> Iterator[None]:
 
 
 def make_mesh(run: Run) -> Mesh:
-    """Returns all devices of all processes, or as many of each as asked for, on one axis `data`.
+    """Returns a mesh of the devices of all processes, on one axis `data`.
+
+    It takes the first `run.devices` devices of each process, or all if that is None.
 
     Raises:
-      RunError: there are fewer, or they cannot share a batch evenly.
+      RunError: a process has fewer devices, or the devices cannot share a batch evenly.
     """
     local = jax.local_devices()
     if run.devices and run.devices > len(local):
-        raise RunError(f"--devices {run.devices}: this process has {len(local)} ({local[0]}).")
+        raise RunError(f"--devices {run.devices}: this process has only {len(local)} ({local[0]}).")
     devices = [
         device
         for process in range(jax.process_count())
@@ -94,18 +102,19 @@ def make_mesh(run: Run) -> Mesh:
         if getattr(run.config, name) % len(devices):
             raise RunError(
                 f"{name}={getattr(run.config, name)} cannot be spread evenly over {len(devices)} "
-                "devices: choose a multiple, or fewer with --devices."
+                f"devices. Choose a multiple of {len(devices)}, or use fewer devices with "
+                "--devices."
             )
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 class Signals:
-    """Remembers the last SIGINT or SIGTERM, so that the steps in flight end first."""
+    """Remembers the last SIGINT or SIGTERM, so that running steps end before the run does."""
 
     _received = 0
 
     def __enter__(self) -> "Signals":
-        """Takes the signals from here on."""
+        """Starts to catch the signals."""
         self._previous = {
             number: signal.signal(number, self._remember)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -113,7 +122,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives them back."""
+        """Restores the previous handlers of the signals."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -121,7 +130,10 @@ class Signals:
         self._received = number
 
     def agreed(self) -> int:
-        """Returns the number of a signal that any process received, or 0; the same in all."""
+        """Returns the number of a signal that any process received, or 0.
+
+        All processes get the same number.
+        """
         if jax.process_count() == 1:
             return self._received
         return int(np.max(multihost_utils.process_allgather(np.int32(self._received))))

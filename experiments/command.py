@@ -1,4 +1,4 @@
-"""The training command: its flags, the folder that they name, and how it ends early."""
+"""The flags of the training command, the run's folder, and the errors that end a run early."""
 
 import dataclasses
 import signal
@@ -17,53 +17,54 @@ from experiments.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration, and how it is carried out."""
+    """A training run: its configuration, its folder, its data and its devices."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     output: Path | None = None
     """Folder of the run; by default runs/PRESET-TIME."""
     resume: Path | None = None
-    """Folder of a run to go on with."""
+    """Folder of a run to continue."""
     data_dir: Path | None = None
-    """Folder with CIFAR-10's binary files, unpacked; by default they are fetched and cached."""
+    """Folder with CIFAR-10's unpacked binary files; by default they are downloaded and cached."""
     data_variant: str | None = None
-    """What reports call the data of --data-dir."""
+    """Name that reports give to the data in --data-dir."""
     devices: int | None = None
-    """Number of devices of each process, by default all; on a CPU, that many are made."""
+    """Number of devices of each process; all by default. On a CPU, JAX creates this many."""
     processes: int = 1
-    """Number of processes that train together; each is started with these same flags."""
+    """Number of processes that train together. Start each with the same flags but --process."""
     process: int = 0
-    """Which of them this is, from 0; the one flag in which they differ."""
+    """Number of this process, from 0."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 waits for the others."""
     chunk: int | None = None
-    """Steps in one call of the device; by default 1 on a CPU, else 50."""
+    """Number of steps in one call of the device; by default 1 on a CPU and 50 elsewhere."""
     eval_every: float = 1.0
-    """Epochs between evaluations, each of which saves a checkpoint."""
+    """Number of epochs between evaluations. Each evaluation saves a checkpoint."""
 
     @property
     def folder(self) -> Path:
-        """The run's, old or new."""
+        """The folder of the run, new or resumed."""
         folder = self.resume or self.output
         assert folder is not None, "parse() names one"
         return folder
 
 
 class RunError(Exception):
-    """The run cannot start or go on; the message says what to do."""
+    """The run cannot start or continue. The message says what to do."""
 
 
 class Interrupted(Exception):
-    """A signal asked the run to end; its state is saved.
+    """A signal ended the run, and the state of the run is saved.
 
     Args:
-      run: which one.
-      number: of the signal.
+      run: the run.
+      number: number of the signal.
     """
 
     def __init__(self, run: Run, number: int):
         super().__init__(
-            f"Ended by {signal.Signals(number).name}; saved. Go on with: {resume_command(run)}"
+            f"{signal.Signals(number).name} ended the run, and its state is saved. "
+            f"Resume with: {resume_command(run)}"
         )
         self.exit_code = 128 + number
 
@@ -72,8 +73,8 @@ def parse(arguments: Sequence[str]) -> Run:
     """Returns the run that the command line describes.
 
     Raises:
-      RunError: the preset is unknown, the folder to resume holds no run, or the processes cannot
-        find each other.
+      RunError: the preset is unknown, the folder to resume holds no run, or a flag for several
+        processes is missing.
     """
     presets = ", ".join(PRESETS)
     named = bool(arguments) and not arguments[0].startswith("-")
@@ -106,36 +107,43 @@ class _Resume:
 def _check_processes(run: Run) -> None:
     if not 0 <= run.process < run.processes:
         raise RunError(
-            f"--process {run.process}: give a number from 0 to --processes {run.processes} less 1."
+            f"--process {run.process} must be a number from 0 to {run.processes - 1}, because "
+            f"--processes is {run.processes}."
         )
     if run.processes == 1:
         return
     if not run.coordinator:
-        raise RunError(f"--processes {run.processes}: add --coordinator HOST:PORT of process 0.")
+        raise RunError(
+            f"--processes {run.processes}: add --coordinator HOST:PORT, the address of process 0."
+        )
     if not (run.output or run.resume):
-        raise RunError(f"--processes {run.processes}: name their one folder with --output.")
+        raise RunError(f"--processes {run.processes}: choose one folder for all with --output.")
 
 
 def open_folder(run: Run) -> RunFolder:
-    """Returns the run's folder, after checking that it is new or holds the same configuration.
+    """Returns the run's folder.
 
     Raises:
-      RunError: it is neither.
+      RunError: the folder of a new run holds a run already, or the folder to resume holds no run or
+        a run with another configuration.
     """
     if run.resume is None and (run.folder / "config.json").exists():
-        raise RunError(f"{run.folder} holds a run: resume it, or choose another --output.")
+        raise RunError(
+            f"{run.folder} already holds a run. Continue it with --resume, or choose another "
+            "--output."
+        )
     old = run.config if run.resume is None else _stored_config(run.resume)
     changes = differences(to_dict(old), to_dict(run.config))
     if changes:
         raise RunError(
-            f"{run.resume} holds a run of another configuration; start a new one, or drop the "
-            "flags that change it:\n  " + "\n  ".join(changes)
+            f"{run.resume} holds a run with another configuration. Start a new run, or drop the "
+            "flags that make these changes:\n  " + "\n  ".join(changes)
         )
     return RunFolder(run.folder, writes=run.process == 0)
 
 
 def resume_command(run: Run) -> str:
-    """Returns the command that goes on with a run, of this process where there are several."""
+    """Returns the command that resumes a run; with several processes, that of this process."""
     command = f"python -m experiments.train --resume {run.folder}"
     if run.processes == 1:
         return command
@@ -150,5 +158,5 @@ def _stored_config(folder: Path) -> Config:
         return from_dict(RunFolder(folder).read("config.json"))
     except FileNotFoundError as error:
         raise RunError(
-            f"--resume {folder}: there is no run; {error.filename} is missing."
+            f"--resume {folder}: the folder holds no run, because {error.filename} is missing."
         ) from error

@@ -1,4 +1,7 @@
-"""What defines a training run's result; how it is carried out is in `command.Run`."""
+"""The configuration of a training run: all settings that its result depends on.
+
+Its folder, its devices and other settings are in `command.Run`.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,76 +17,82 @@ import jbn
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images."""
+    """The images."""
 
     dataset: Literal["digits", "cifar10"] = "digits"
+    """Data set."""
     train_size: int | None = None
-    """Number of training images to use; all of them by default."""
+    """Number of training images to use; all by default."""
     test_size: int | None = None
-    """Number of test images to use; all of them by default."""
+    """Number of test images to use; all by default."""
     shrink: int = 1
-    """Pixels along each axis of which the network sees the mean."""
+    """Downscaling factor: each pixel becomes the mean of a square with this many pixels a side."""
     gain: float = 1.0
     """Standard deviation of the network's input over the training images."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are varied."""
+    """Random changes of training images."""
 
     flip: Literal["none", "random", "alternating"] = "none"
-    """Mirror images at random, or each at random once and from then on in every other epoch."""
+    """Mirror each image at random in each epoch (random), or in every other epoch (alternating)."""
     shift: int = 0
     """Largest shift in pixels, along both axes."""
     pad: Literal["zero", "reflect"] = "zero"
-    """What a shift brings in."""
+    """Padding that a shift moves into the image."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """The network."""
 
     name: Literal["small", "strided", "airbench", "resnet20"] = "small"
+    """Network."""
     widths: tuple[int, int, int] = (64, 256, 256)
-    """Channels of the three groups; airbench only."""
+    """Channels of the three groups (airbench only)."""
     width: int = 32
-    """Channels of the first half of the convolutions, twice as many in the second; small only."""
+    """Channels of the first half of the convolutions; twice as many in the second (small only)."""
     depth: int = 4
-    """Number of convolutions; small only."""
+    """Number of convolutions (small only)."""
     activation: Literal["relu", "sigmoid"] = "relu"
-    """Small only."""
+    """Activation after each norm (small only)."""
 
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Which normalization."""
+    """The normalization."""
 
     method: Literal["batch", "inplace", "renorm", "running", "group", "none"] = "batch"
-    """In-place norms bring leaky relu in place of the network's activation after them."""
+    """Normalization. In-place norms apply leaky relu instead of the network's activation."""
     decay: float = 0.9
     """Weight on the old running statistics."""
     epsilon: float = 1e-5
+    """Number that is added to the variance."""
     scale: bool = True
     """Whether a scale is learned."""
     bias: bool = True
     """Whether a bias is learned."""
     unbiased: bool = False
-    """Whether running variances are unbiased; batch and in-place only."""
+    """Whether running variances are unbiased (batch and in-place only)."""
     group_size: int | None = None
-    """Images that are normalized together (ghost batch norm), by default all of a batch."""
+    """Number of images normalized together (ghost batch norm); all of a batch by default."""
     r_max: float = 3.0
     """Limit of renorm's scale."""
     d_max: float = 5.0
     """Limit of renorm's shift."""
     widening_steps: int = 100
-    """Steps over which renorm's limits widen from those of batch norm."""
+    """Number of steps in which renorm's limits widen from 1 and 0, which make it batch norm."""
     channels_per_group: int = 8
-    """Of group norm."""
+    """Number of channels in a group of group norm."""
 
     def make(self, decay: float | None = None) -> jbn.Norm | Callable[..., nn.Module] | None:
-        """Returns the norm, or None for the method `none`; `decay` goes before the field.
+        """Returns the norm, or None for the method `none`.
 
-        Group norm, which has no statistics to keep, is Flax's module, still to be made.
+        For group norm, which keeps no statistics, it returns a function that makes Flax's module.
+
+        Args:
+          decay: used instead of the field `decay`.
         """
         decay = self.decay if decay is None else decay
         affine = {"epsilon": self.epsilon, "use_scale": self.scale, "use_bias": self.bias}
@@ -108,53 +117,63 @@ class NormConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with Nesterov momentum and coupled weight decay, as PyTorch's, for a mean loss."""
+    """SGD with Nesterov momentum and coupled weight decay, as in PyTorch, for a mean loss."""
 
     learning_rate: float = 0.1
+    """Learning rate, which the factors of the schedule multiply."""
     momentum: float = 0.9
+    """Nesterov momentum."""
     weight_decay: float = 1e-4
+    """Weight decay."""
     norm_bias_factor: float = 1.0
-    """The norms' biases learn faster by this factor; their weight decay is divided by it."""
+    """Factor of the learning rate of the norms' biases; their weight decay is divided by it."""
     whiten_epochs: float = 3.0
-    """Epochs after which the whitening layer's bias is frozen; airbench only."""
+    """Number of epochs after which the whitening layer's bias is frozen (airbench only)."""
     schedule: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
     """Points (share of training, factor of the learning rate), joined by straight lines."""
     lookahead: bool = False
-    """Whether slow weights and statistics follow every 5 steps, by 1 - 0.95^5 (step / steps)^3."""
+    """Whether slow weights and statistics are kept, which move every 5 steps by the share
+    1 - 0.95^5 (step / steps)^3."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A training run."""
+    """The configuration of a training run."""
 
     name: str
+    """Name of the preset."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: float = 10.0
+    """Number of epochs."""
     batch_size: int = 64
+    """Number of images in a training batch."""
     classes_per_batch: int | None = None
-    """How many classes a training batch holds; as chance has it by default."""
+    """Number of classes in a training batch; by default batches are mixed at random."""
     eval_batch_size: int = 500
+    """Number of images in a test batch."""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and their random changes."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions and activations; parameters and statistics are always float32."""
+    """Dtype of convolutions and activations; parameters and statistics are always float32."""
     label_smoothing: float = 0.0
+    """Share of a label that is spread evenly over all classes."""
     views: Literal["plain", "mirror", "mirror_shift"] = "plain"
-    """Views of a test image whose logits are averaged: itself, its mirror image, both shifted."""
+    """Views whose logits are averaged: the image, with its mirror image, or with both shifted."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns the configuration as what JSON can hold."""
+    """Returns the configuration as a dictionary that JSON can hold."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any], kind: Any = Config) -> Any:
-    """Returns the configuration that `to_dict` was given, also after a trip through JSON.
+    """Returns the configuration from the result of `to_dict`, which may have been stored as JSON.
 
-    What an older version did not know yet has its default.
+    Settings that are missing, because an older version did not have them, get their defaults.
     """
     types = get_type_hints(kind)
     return kind(**{k: _restore(values[k], t) for k, t in types.items() if k in values})
@@ -183,7 +202,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def changes(config: Config) -> dict[str, Any]:
-    """Returns what differs from the defaults: `{"norm.decay": 0.99}`."""
+    """Returns the settings that differ from the defaults: `{"norm.decay": 0.99}`."""
     default = flat(Config(config.name))
     return {key: value for key, value in flat(config).items() if value != default[key]}
 

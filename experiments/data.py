@@ -24,7 +24,7 @@ _RECORD = 1 + 3 * 32 * 32
 
 
 class DataError(Exception):
-    """The data cannot be had or is not what it should be; the message says how to go on."""
+    """The data is missing or damaged. The message says what to do."""
 
 
 class Dataset(NamedTuple):
@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
       test_images: `[m, height, width, channels]` uint8.
       test_labels: `[m]` int32.
       classes: name of each label.
-      variant: what the data is, for reports.
+      variant: name of the data in reports.
     """
 
     train_images: np.ndarray
@@ -51,13 +51,13 @@ def load(config: DataConfig, folder: Path | None = None, variant: str | None = N
     """Returns the images.
 
     Args:
-      config: which ones.
-      folder: where CIFAR-10's binary files lie unpacked; by default the official archive is
-        fetched, checked and cached.
-      variant: what to call the data of `folder` in reports.
+      config: which images to return.
+      folder: folder with CIFAR-10's unpacked binary files. By default the official archive is
+        downloaded, checked and cached.
+      variant: name that reports give to the data in `folder`.
 
     Raises:
-      DataError: the data cannot be had or is damaged.
+      DataError: the data is missing or damaged.
     """
     dataset = _digits() if config.dataset == "digits" else _cifar10(folder, variant)
     train = _size("train_size", config.train_size, len(dataset.train_labels))
@@ -78,12 +78,12 @@ def _size(name: str, size: int | None, available: int) -> int:
     if size is None:
         return available
     if not 0 < size <= available:
-        raise DataError(f"data.{name}={size} must be from 1 to {available}, all there are.")
+        raise DataError(f"data.{name}={size} must be from 1 to {available}, the number of images.")
     return size
 
 
 def _shrunk(images: np.ndarray, by: int) -> np.ndarray:
-    """Means over squares of pixels, rounded."""
+    """Returns smaller images, whose pixels are the rounded means of squares of `by` x `by`."""
     number, height, width, channels = images.shape
     if by < 1 or height % by or width % by:
         raise DataError(f"data.shrink={by} must divide the images' {width}x{height} pixels.")
@@ -116,22 +116,23 @@ def _cifar10(folder: Path | None, variant: str | None) -> Dataset:
             return _read_cifar10(lambda name: _member(archive, name), "CIFAR-10")
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     read = lambda name: _file(folder / name)  # noqa: E731
-    return _read_cifar10(read, variant or "CIFAR-10's layout, copy not verified")
+    return _read_cifar10(read, variant or "data in CIFAR-10's format, not verified")
 
 
 def _fetch() -> str:
-    """Returns the path of the archive in the cache, fetched and checked if it was not there."""
+    """Returns the path of the archive in the cache; downloads and checks it if it is missing."""
     try:
         return pooch.retrieve(URL, f"md5:{MD5}", path=pooch.os_cache("jbn"))
     except requests.exceptions.RequestException as error:
         raise DataError(
-            f"CIFAR-10 could not be fetched from {URL} ({type(error).__name__}). Connect, or "
-            "unpack cifar-10-binary.tar.gz yourself and pass its folder as --data-dir."
+            f"CIFAR-10 could not be downloaded from {URL} ({type(error).__name__}). Connect to "
+            "the internet, or unpack cifar-10-binary.tar.gz yourself and pass its folder as "
+            "--data-dir."
         ) from error
     except ValueError as error:
         raise DataError(
-            f"What {URL} sent is not the archive with MD5 {MD5}; nothing was kept. Try again, or "
-            "unpack a good copy yourself and pass its folder as --data-dir."
+            f"The download from {URL} is not the archive with MD5 {MD5}, and was not kept. Try "
+            "again, or unpack a good copy yourself and pass its folder as --data-dir."
         ) from error
 
 
@@ -146,8 +147,8 @@ def _file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}). --data-dir must name the folder with "
-            f"{FOLDER}, or that folder itself."
+            f"{path} cannot be read ({error.strerror}). --data-dir must name the folder {FOLDER}, "
+            "or the folder that contains it."
         ) from error
 
 
@@ -159,14 +160,14 @@ def _read_cifar10(read: Callable[[str], bytes], variant: str) -> Dataset:
 
 
 def _parse(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Reads records of a label and 3072 pixels, planes of red, green and blue."""
+    """Reads records, each a label and 3072 pixels in planes of red, green and blue."""
     if len(data) != _RECORDS * _RECORD:
         raise DataError(
-            f"{name} has {len(data)} bytes instead of {_RECORDS * _RECORD}: it is cut short or not "
-            "of CIFAR-10's binary version. Unpack it again."
+            f"{name} has {len(data)} bytes instead of {_RECORDS * _RECORD}: it is cut short, or "
+            "it is not from CIFAR-10's binary version. Unpack the archive again."
         )
     records = np.frombuffer(data, np.uint8).reshape(_RECORDS, _RECORD)
     if records[:, 0].max() >= len(CIFAR10_CLASSES):
-        raise DataError(f"{name} holds a label above 9: it is damaged. Unpack it again.")
+        raise DataError(f"{name} holds a label above 9: it is damaged. Unpack the archive again.")
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), records[:, 0].astype(np.int32)

@@ -1,4 +1,4 @@
-"""Gathers training runs into one small file and a table.
+"""Gathers the results of training runs in one small JSON file, and prints a table of them.
 
 Command: python -m experiments.gather FILE FOLDER...
 """
@@ -35,9 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def gather(folder: RunFolder) -> dict[str, Any]:
-    """Returns what there is to keep of a run; without a summary, the step at which it ended."""
+    """Returns the configuration, the environment and the outcome of a run.
+
+    The outcome of a run that ended early is its last step.
+    """
     environment = folder.read("environment.json")
-    del environment["command"]  # It names folders; its flags are in the configuration.
+    del environment["command"]  # It names local folders. Its flags are in the configuration.
     try:
         summary = folder.read("summary.json")
         outcome = {name: summary[name] for name in _OUTCOME}
@@ -47,7 +50,7 @@ def gather(folder: RunFolder) -> dict[str, Any]:
 
 
 def markdown(runs: Iterable[dict[str, Any]]) -> str:
-    """Returns a table with a row for each configuration: mean and deviation over seeds."""
+    """Returns a Markdown table with a row for each configuration: means and spreads over seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(command(run["config"]), []).append(run["outcome"])
@@ -65,7 +68,7 @@ def markdown(runs: Iterable[dict[str, Any]]) -> str:
 
 
 def command(config: dict[str, Any]) -> str:
-    """Returns the preset and the flags that make this configuration, but for its seed."""
+    """Returns the preset and the flags of a configuration, without its seed."""
     preset = to_dict(PRESETS[config["name"]]) | {"seed": config["seed"]}
     flags = []
     for line in differences(preset, to_dict(from_dict(config))):

@@ -1,4 +1,4 @@
-"""A training run as pure, jitted functions of its state; no input or output."""
+"""A training run as pure, jitted functions of its state, which read and write no files."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,9 @@ from experiments.optimizers import learning_rate, look_ahead, make_optimizer
 
 
 class TrainState(NamedTuple):
-    """All that changes in training; randomness is derived from the seed and the step.
+    """The state of a training run.
+
+    It holds no random key, because randomness is derived from the seed and the step.
 
     Attributes:
       step: `[]` int32 number of steps done.
@@ -53,15 +55,17 @@ class Learner(NamedTuple):
       evaluate: `evaluate(state) -> dict` over the test images: loss, accuracy (with the configured
         views), accuracy_plain, accuracy_batch_statistics (normalized as in training) and confusion
         `[label, prediction]`.
-      drift: `drift(state) -> {layer: {mean, var}}`: how far running statistics are from those of a
-        batch of training images: root mean squares over features of the means' difference in
-        standard deviations, and of the logarithm of the variances' ratio.
-      steps_per_epoch: full batches in an epoch; the rest of the images waits for another epoch.
-      total_steps: of the run.
+      drift: `drift(state) -> {layer: {mean, var}}`, distances of the running statistics from the
+        statistics of a batch of training images. `mean` is the root mean square over features of
+        the difference of the means, in standard deviations; `var` is that of the logarithm of the
+        ratio of the variances.
+      steps_per_epoch: number of full batches in an epoch. An epoch leaves out images that do not
+        fill a batch.
+      total_steps: number of steps of the run.
       normalize: `normalize(images) -> x`, the network's input.
       apply: `apply(params, batch_stats, x, train) -> (logits, batch_stats)`.
       loss: `loss(params, batch_stats, x, labels) -> (loss, (batch_stats, accuracy))` in training.
-      update: `update(state, grads, batch_stats) -> state`, a step by given gradients.
+      update: `update(state, grads, batch_stats) -> state`, an optimizer step with given gradients.
     """
 
     init: Callable[[], TrainState]
@@ -82,17 +86,17 @@ def make_learner(
     mesh: Mesh | None = None,
     normalize: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Learner:
-    """Returns the run of a configuration.
+    """Returns the functions of a training run.
 
     Args:
-      config: the run.
-      dataset: the images; they stay on the device as uint8.
-      mesh: devices, on one axis `data`, over which each batch is spread; the state is replicated.
-      normalize: `normalize(images) -> x`, by default `normalizer` of the training images.
+      config: configuration of the run.
+      dataset: the images, which stay on the device as uint8.
+      mesh: devices on one axis `data`. Each batch is spread over them, and each holds the state.
+      normalize: `normalize(images) -> x`; by default it uses the statistics of the training images.
 
     Raises:
-      ValueError: there are fewer training images than a batch has, or `classes_per_batch` does not
-        divide the batch.
+      ValueError: there are fewer training images than a batch needs, or `classes_per_batch` does
+        not divide the batch.
     """
     num_images = len(dataset.train_labels)
     if num_images < config.batch_size:
@@ -232,12 +236,15 @@ def make_learner(
 
 
 def _final(state: TrainState) -> tuple[Any, Any]:
-    """The weights and statistics to use: lookahead's slow ones where there are any."""
+    """Returns the parameters and statistics for inference: lookahead's slow ones, if it is used."""
     return (state.params, state.batch_stats) if state.slow is None else state.slow
 
 
 def _unrolled(body, carry, length):
-    """A scan without a loop, where XLA slows a convolution's gradients about 30-fold on a CPU."""
+    """Does the same as `jax.lax.scan`, but without a loop.
+
+    Within a loop, XLA computes the gradients of a convolution about 30 times slower on a CPU.
+    """
     outputs = []
     for _ in range(length):
         carry, output = body(carry, None)
@@ -250,7 +257,10 @@ def _spread(mesh):
 
 
 def _batches(images, labels, size):
-    """Pads to full batches; returns images, labels and which are real, `[batches, size, ...]`."""
+    """Pads to full batches; returns images, labels and a mask of the real ones.
+
+    All have the shape `[batches, size, ...]`.
+    """
     count = len(labels)
     padding = -count % size
 
@@ -262,7 +272,10 @@ def _batches(images, labels, size):
 
 
 def _views_mean(infer, x, plain, views) -> jax.Array:
-    """Averages logits over views of the images, as airbench94: unshifted views weigh half."""
+    """Averages logits over views of the images as airbench94 does.
+
+    Half the weight is on the unshifted views.
+    """
     if views == "plain":
         return plain
 
@@ -277,7 +290,7 @@ def _views_mean(infer, x, plain, views) -> jax.Array:
 
 
 def _distances(running, own):
-    """Distances between two trees of statistics, a pair of numbers a layer."""
+    """Returns the distances between two trees of statistics, two numbers for each layer."""
 
     def layers(tree, path=()):
         if "mean" in tree:

@@ -1,4 +1,4 @@
-"""The networks, in Linen, with any norm or none."""
+"""The networks, in Flax Linen, with any norm or without one."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,11 +15,11 @@ import jbn.linen
 from experiments.config import Config, ModelConfig
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""PyTorch's default: uniform in +-1/sqrt(fan_in)."""
+"""PyTorch's default initializer: uniform from -1/sqrt(fan_in) to 1/sqrt(fan_in)."""
 
 
 Norm = jbn.Norm | Callable[..., nn.Module] | None
-"""A method of jbn, another library's module that is still to be made, or none."""
+"""A norm of jbn, a function that makes another library's module, or None."""
 
 
 def _identity(x: jax.Array) -> jax.Array:
@@ -50,11 +50,11 @@ class ConvNorm(nn.Module):
     strides: int = 1
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     between: Callable[[jax.Array], jax.Array] = _identity
-    """What is done between the two."""
+    """Function that is applied between the convolution and the norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
-        """Applies both to `x` [batch, height, width, channels]; `mask` [batch, 1, 1]."""
+        """Applies both to `x` [batch, height, width, channels]; `mask` is [batch, 1, 1]."""
         x = nn.Conv(
             self.features,
             (3, 3),
@@ -70,14 +70,14 @@ class ConvNorm(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """A few convolutions for small images: by default of 32, 32, 64 and 64 channels."""
+    """A CNN for small images, by default with convolutions of 32, 32, 64 and 64 channels."""
 
     num_classes: int
     norm: Norm
     dtype: Any
     config: ModelConfig
     norm_activates: bool = False
-    """Whether the norm brings the activation that follows it."""
+    """Whether the norm includes the activation that follows it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -95,16 +95,17 @@ class SmallCNN(nn.Module):
 
 
 class StridedCNN(nn.Module):
-    """The CNN of fast.ai's course (2019, notebook 07_batchnorm): norms behind the activations.
+    """The CNN of fast.ai's course (2019, notebook 07_batchnorm), with norms after the activations.
 
-    Convolutions of 8, 16, 32 and 32 channels, of which the last ones halve the image down to 2x2.
+    It has convolutions of 8, 16, 32 and 32 channels. The last ones halve the image until it has 2x2
+    pixels.
     """
 
     num_classes: int
     norm: Norm
     dtype: Any
     norm_activates: bool = False
-    """Whether the norm brings the activation that stands before others."""
+    """Whether the norm includes the activation, which comes before the norm otherwise."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -120,21 +121,21 @@ class StridedCNN(nn.Module):
 
 
 class Airbench(nn.Module):
-    """The network of airbench94: frozen whitening patches and three groups of two convolutions."""
+    """The network of airbench94: a frozen whitening layer and three groups of two convolutions."""
 
     num_classes: int
     norm: Norm
     dtype: Any
     widths: Sequence[int]
     norm_activates: bool = False
-    """Whether the norm brings the activation that follows it."""
+    """Whether the norm includes the activation that follows it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Returns logits of images [batch, 32, 32, 3]; `mask` is [batch, 1, 1]."""
         gelu = partial(nn.gelu, approximate=False)
         activation = _identity if self.norm_activates else gelu
-        # PyTorch draws biases from the same range as weights: 12 inputs.
+        # PyTorch draws biases and weights from the same range, which depends on the 12 inputs.
         bias_init = nn.initializers.uniform(2 / np.sqrt(12))
         x = nn.Conv(
             24,
@@ -159,13 +160,13 @@ class Airbench(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR-10 with parameter-free shortcuts (option A)."""
+    """ResNet-20 for CIFAR-10 with shortcuts that have no parameters (option A)."""
 
     num_classes: int
     norm: Norm
     dtype: Any
     norm_activates: bool = False
-    """Whether the norm brings the activation that follows it."""
+    """Whether the norm includes the activation that follows it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -187,7 +188,7 @@ class ResNet20(nn.Module):
 
 
 def identity_first(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Initializes a kernel [height, width, in, out]: the first `in` filters copy their channel."""
+    """Initializes a kernel [height, width, in, out]; its first `in` filters copy a channel each."""
     height, width, inputs, outputs = shape
     kernel = torch_uniform(key, shape, dtype)
     n = min(inputs, outputs)
@@ -201,7 +202,7 @@ def whitening_kernel(images: ArrayLike, epsilon: float = 5e-4) -> jax.Array:
 
     Args:
       images: `[n, height, width, channels]`, normalized.
-      epsilon: added to the eigenvalues of the patches' uncentred second moment.
+      epsilon: added to the eigenvalues of the patches' uncentered second moment.
     """
     images = jnp.asarray(images)
     height, width, channels = images.shape[1:]

@@ -21,8 +21,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns SGD with Nesterov momentum and coupled weight decay.
 
-    The norms' biases have a learning rate and a weight decay of their own; a layer named `whiten`
-    keeps its kernel, and its bias after a while.
+    The norms' biases have their own learning rate and weight decay. In a layer named `whiten` the
+    kernel is frozen from the start, and the bias after `whiten_epochs`.
     """
     schedule = learning_rate(config, total_steps)
 
@@ -58,15 +58,17 @@ def _kinds(params: Any) -> Any:
 
 
 def look_ahead(slow: Any, fast: Any, step: jax.Array, total_steps: int) -> tuple[Any, Any]:
-    """Returns the slow weights, which follow every 5 steps, and the fast ones, which jump back.
+    """Returns the slow and the fast weights after a step of lookahead.
 
-    Zhang et al. 2019 (https://arxiv.org/abs/1907.08610), with airbench94's rising decay.
+    Every 5 steps the slow weights move toward the fast weights, and the fast weights are set to the
+    slow ones. The method is that of Zhang et al. 2019 (https://arxiv.org/abs/1907.08610), with
+    airbench94's rising decay.
 
     Args:
-      slow: the slow weights, a pytree; integers in it just follow.
-      fast: the fast ones.
+      slow: pytree of slow weights. Integers in it are copied from the fast weights.
+      fast: pytree of fast weights.
       step: `[]` number of steps done.
-      total_steps: of the run.
+      total_steps: number of steps of the run.
     """
     decay = 0.95**5 * (step / total_steps) ** 3
     due = step % 5 == 0

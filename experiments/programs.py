@@ -1,4 +1,4 @@
-"""A learner's functions as compiled programs, with the images as arguments."""
+"""Compiles the functions of a learner, with the images as arguments."""
 
 import time
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from experiments.learner import make_learner
 
 
 class Programs:
-    """Compiles a learner's functions when they are first asked for.
+    """Compiles each function of a learner when it is first used.
 
     Args:
-      config: of the run.
-      dataset: its images; they are held by every device.
-      mesh: devices, on one axis `data`.
+      config: configuration of the run.
+      dataset: its images. Every device holds all of them.
+      mesh: devices on one axis `data`.
 
     Attributes:
-      learner: the learner, for its numbers.
-      seconds: spent on compiling so far.
+      learner: the learner, for numbers such as `total_steps`.
+      seconds: number of seconds spent on compiling so far.
     """
 
     def __init__(self, config: Config, dataset: Dataset, mesh: Mesh):
@@ -37,7 +37,7 @@ class Programs:
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def compiled(self, name: str, *arguments: Any, static: tuple[int, ...] = ()) -> Any:
-        """Returns the learner's function `name` for arguments such as these."""
+        """Returns the learner's function `name`, compiled for arguments of these shapes."""
         key = (name, *static)
         if key not in self._compiled:
             start = time.perf_counter()
@@ -47,7 +47,7 @@ class Programs:
         return self._compiled[key]
 
     def shapes(self, name: str, *arguments: Any) -> Any:
-        """Returns shapes and shardings of what the learner's function `name` returns."""
+        """Returns the shapes and shardings of the results of the learner's function `name`."""
         return self._jit(name).eval_shape(self._images, *arguments)
 
 
@@ -59,17 +59,18 @@ def jit_learner(
     name: str,
     static: tuple[int, ...] = (),
 ) -> Any:
-    """Returns `function(images, *arguments)`, jitted; all that it returns is on every device.
+    """Returns a function of the learner, jitted, as `function(images, *arguments)`.
 
-    The images must be arguments: arrays shared by several processes cannot be constants.
+    The images are arguments, because arrays that several processes share cannot be constants. Every
+    device holds all results.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       classes: name of each label.
-      mesh: devices, on one axis `data`.
+      mesh: devices on one axis `data`.
       normalize: `normalize(images) -> x`, the network's input.
-      name: which of the learner's functions.
-      static: its last arguments.
+      name: name of the learner's function.
+      static: last arguments of the learner's function.
     """
 
     def function(images, *arguments):

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a live bar on a terminal, and plain lines elsewhere."""
 
 import time
 from datetime import timedelta
@@ -11,13 +11,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows the steps of a run, within a `with` statement.
+    """Shows the progress of a run within a `with` statement.
 
     Args:
-      total_steps: of the run.
+      total_steps: number of steps of the run.
       done: number of steps done before.
-      console: where to; by default the standard output.
-      unit: what a step is called.
+      console: console to print to; standard output by default.
+      unit: name of a step.
     """
 
     def __init__(
@@ -50,17 +50,21 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._progress.stop()
 
     def show(self, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """Shows the figures of a training step; without a terminal, now and then."""
+        """Shows the figures of a training step, as `advance` does."""
         self.advance(
             step, f"loss {loss:.3f}  accuracy {accuracy:.1%}  {images_per_second:,.0f} images/s"
         )
 
     def advance(self, step: int, figures: str) -> None:
-        """Shows how far it went and its last figures; without a terminal, now and then."""
+        """Shows the number of steps done, and the figures of the last one.
+
+        Without a terminal it prints them only if the last line is older than
+        `SECONDS_BETWEEN_LINES`.
+        """
         self._progress.update(self._task, completed=step, figures=figures)
         overdue = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         if overdue and not self._console.is_terminal:
@@ -69,6 +73,6 @@ class Display:
             self.line(f"{self._unit} {step}/{self._total_steps}{time_left}  {figures}")
 
     def line(self, text: str) -> None:
-        """Adds a line, above the bar."""
+        """Prints a line above the bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         self._last_line = time.monotonic()

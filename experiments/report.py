@@ -1,6 +1,6 @@
-"""A run's report: `report.md` and its plots, made from the run's files alone.
+"""Writes the report of a run, `report.md` with plots, from the files in the run's folder.
 
-Made anew with: python -m experiments.report FOLDER
+Command: python -m experiments.report FOLDER
 """
 
 import sys
@@ -55,9 +55,9 @@ def _text(summary, config, environment, last) -> str:
     seconds = summary["seconds"]
     result = {
         "test accuracy": f"{summary['accuracy']:.2%}",
-        "of single views": f"{summary['accuracy_plain']:.2%}",
-        "in training mode": f"{summary['accuracy_batch_statistics']:.2%}",
-        "best evaluation": f"{summary['best_accuracy']:.2%}",
+        "test accuracy with single views": f"{summary['accuracy_plain']:.2%}",
+        "test accuracy in training mode": f"{summary['accuracy_batch_statistics']:.2%}",
+        "best test accuracy during training": f"{summary['best_accuracy']:.2%}",
         "test loss": f"{summary['loss']:.4f}",
         "data": summary["data"],
         "steps": summary["steps"],
@@ -88,10 +88,11 @@ def _text(summary, config, environment, last) -> str:
 
 
 _DRIFT = """
-## Running statistics against those of a batch
+## Running statistics and statistics of a batch
 
-How far the running mean is from a batch's, in standard deviations, and the logarithm of the ratio
-of their variances, as root mean squares over a layer's features.
+The plots show the distance of the running mean from the mean of a batch, in standard deviations,
+and the logarithm of the ratio of their variances. Both are root mean squares over the features of a
+layer.
 
 ![Distance between running and batch statistics, by layer](drift.png)
 """
@@ -104,13 +105,14 @@ _PAGE = """# {preset}
 
 ![Loss and accuracy over epochs](curves.png)
 
-## Training mode against inference mode
+## Training mode and inference mode
 
-The same test images and weights, normalised by each batch's own statistics and by the running ones.
+Training mode normalizes the test images by the statistics of each batch, and inference mode by the
+running statistics. The images and the weights are the same.
 
 ![Accuracy in both modes over epochs](modes.png)
 {drift}
-## Confusion
+## Confusion matrix
 
 ![Confusion matrix](confusion.png)
 
@@ -137,7 +139,7 @@ def _values(records, key) -> np.ndarray:
 
 
 def _smooth(values, width) -> np.ndarray:
-    """Means over windows that end at each value."""
+    """Returns for each value the mean over a window that ends with it."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
@@ -219,7 +221,7 @@ def percent(axis: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure and forgets it."""
+    """Writes the figure to a file and closes it."""
     figure.savefig(path)
     plt.close(figure)
 

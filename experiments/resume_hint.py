@@ -1,7 +1,9 @@
-"""Prints how to resume a run whose process died: started by that, waits at a pipe from it.
+"""Prints how to resume a run if the process of the run dies.
 
-Command: python resume_hint.py HINT, which goes to the standard error if the standard input ends
-without a byte.
+Command: python resume_hint.py HINT
+
+The process of the run starts it with a pipe as standard input. If the pipe is closed before a byte
+arrives, it prints HINT to standard error.
 """
 
 import sys

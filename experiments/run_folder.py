@@ -1,4 +1,4 @@
-"""The files of a run: what it was, where it ran, what it measured."""
+"""The files of a run: its configuration, its environment and its results."""
 
 import json
 import os
@@ -22,8 +22,8 @@ class RunFolder:
     """A folder with `config.json`, `environment.json`, `metrics.jsonl` and `summary.json`.
 
     Args:
-      path: the folder; made when something is written.
-      writes: whether writing does anything; one of several processes does it for all.
+      path: the folder, which is created when the first file is written.
+      writes: whether the methods that write do so. Only one of several processes writes.
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -31,7 +31,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Writes a JSON file, either completely or not at all."""
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,17 @@ class RunFolder:
         return json.loads((self.path / name).read_text())
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Adds records to `metrics.jsonl`, a line each."""
+        """Adds records to `metrics.jsonl`, one line each."""
         if not self.writes:
             return
         with self.metrics.open("a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Returns the records of one kind, `train` or `test`, up to a line cut short by a crash."""
+        """Returns the records of one kind, `train` or `test`.
+
+        If a crash cut a line short, it returns the records before that line.
+        """
         records = []
         for line in self.metrics.read_text().splitlines():
             try:
@@ -61,7 +64,7 @@ class RunFolder:
         return [record for record in records if record["kind"] == kind]
 
     def forget_after(self, step: int) -> None:
-        """Drops the records of steps after `step`, which a resumed run will do again."""
+        """Deletes the records of steps after `step`, because a resumed run repeats these steps."""
         if not self.writes:
             return
         self.metrics.touch()
@@ -72,10 +75,10 @@ class RunFolder:
 
 
 def environment(variant: str) -> dict[str, Any]:
-    """Returns what a result depends on beside its configuration.
+    """Returns the data, the versions and the hardware that a result comes from.
 
     Args:
-      variant: what the data is.
+      variant: name of the data.
     """
     devices = jax.devices()
     return {
@@ -96,7 +99,7 @@ def environment(variant: str) -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """The name of this machine's processor, if the system tells it."""
+    """Returns the name of this machine's processor, or None if the system does not tell it."""
     names = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", names.read_text()) if names.exists() else None
     return found[1] if found else platform.processor() or None

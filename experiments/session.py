@@ -1,4 +1,4 @@
-"""The host's part of a training run: which steps are next, and what is written when."""
+"""The host's part of a training run, which calls the compiled programs and writes the files."""
 
 import time
 from typing import Any
@@ -20,15 +20,17 @@ from experiments.run_folder import RunFolder
 
 
 class Session:
-    """A run from its first step to its report; all processes go through it in step.
+    """A run from its first step to its report.
+
+    All processes make the same calls at the same time.
 
     Args:
-      run: what was asked for.
-      folder: where to write; only process 0's writes.
+      run: the run.
+      folder: folder of the run. Only that of process 0 writes.
       dataset: the images.
-      programs: the learner's functions.
-      checkpoints: where states are saved.
-      signals: asked after every call of the device.
+      programs: compiled functions of the learner.
+      checkpoints: checkpoints of the run.
+      signals: signals that end the run early. They are checked after each call of the device.
     """
 
     def __init__(
@@ -48,13 +50,13 @@ class Session:
         self.console = Console(quiet=run.process > 0)
 
     def train(self, state: TrainState) -> dict[str, Any]:
-        """Trains to the end, evaluates, saves and reports."""
+        """Trains to the end, evaluates, saves and reports; returns the summary."""
         first, total = int(state.step), self.programs.learner.total_steps
         with Display(total, first, self.console) as display:
             if first >= total:
-                display.line("The run is finished; its report is made anew.")
+                display.line("The run is already finished. Its report is written again.")
             elif self.run.resume:
-                display.line(f"Going on from step {first} of {total}.")
+                display.line(f"The run continues from step {first} of {total}.")
             step = first
             while step < total:
                 until_evaluation = self.eval_steps - step % self.eval_steps
@@ -89,9 +91,9 @@ class Session:
         )
         if good < size:
             raise RunError(
-                f"The loss of step {step + good + 1} is {metrics['loss'][good]}: the run ends. "
-                f"Checkpoints from before are in {self.folder.path}/checkpoints. Lower "
-                "--optimizer.learning-rate, or look at the data."
+                f"The loss of step {step + good + 1} is {metrics['loss'][good]}, so the run ends. "
+                f"Earlier checkpoints are in {self.folder.path}/checkpoints. Lower "
+                "--optimizer.learning-rate, or check the data."
             )
         rate = size * self.run.config.batch_size / elapsed
         display.show(step + size, metrics["loss"][-1], metrics["accuracy"][-1], rate)

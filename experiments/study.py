@@ -1,6 +1,7 @@
-"""Tries claims about batch norm: python -m experiments.study NAME... [--all] [--report].
+"""Measures claims about batch norm: python -m experiments.study NAME... [--all] [--report].
 
-Names: faster, smoother, regularises, robust, batch_size, estimates, real_time, not_iid.
+Names: faster, smoother, regularises, robust, batch_size, small_batches, estimates, real_time,
+not_iid.
 """
 
 import sys
@@ -28,31 +29,30 @@ RESULTS = Path(__file__).parent / "studies" / "results"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Tries claims about batch norm; what is finished is kept, and only what is missing is run."""
+    """Measures claims about batch norm. Finished runs are kept, and only missing runs are made."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Studies to carry out."""
+    """Studies to run."""
     all: bool = False
-    """Carry out all of them."""
+    """Run all studies."""
     report: bool = False
-    """Write one report of all that were carried out, from their stored runs."""
+    """Write one report of all studies that have stored answers."""
     smoke: bool = False
-    """A few steps of each, to see that they run; into a temporary folder."""
+    """Run a few steps of each study in a temporary folder, to check that it works."""
     cifar10: bool = False
-    """On a subset of CIFAR-10 at half its resolution, sized for a CPU."""
+    """Use a subset of CIFAR-10 at half its resolution. This is meant for a CPU."""
     full: bool = False
-    """On all of CIFAR-10, sized for a GPU."""
+    """Use all of CIFAR-10. This is meant for a GPU."""
     output: Path | None = None
-    """Folder of the results, by default experiments/studies/results; those on CIFAR-10 have folders
-    in it."""
+    """Folder of the results, also of those on CIFAR-10; by default experiments/studies/results."""
     data_dir: Path | None = None
-    """Folder with CIFAR-10's binary files, unpacked; by default they are fetched and cached."""
+    """Folder with CIFAR-10's unpacked binary files; by default they are downloaded and cached."""
     data_variant: str | None = None
-    """What reports call the data of --data-dir."""
+    """Name that reports give to the data in --data-dir."""
 
 
 class StudyError(Exception):
-    """The studies cannot start; the message says what to do."""
+    """The studies cannot start. The message says what to do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,17 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Ended; finished runs are kept, and the same command goes on.", file=sys.stderr)
+        print(
+            "Ctrl-C ended the study. Finished runs are kept, and the same command makes the rest.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
 
 def carry_out(arguments: Arguments) -> Path:
-    """Carries out studies, writes their answers and the report; returns the results' folder.
+    """Runs studies, and writes their answers and the report; returns the folder of the results.
 
     Raises:
-      StudyError: there is no such study, or nothing is asked for.
-      DataError: the data cannot be had.
+      StudyError: no study is named, a study is unknown, or two flags contradict each other.
+      DataError: the data is missing or damaged.
     """
     names = list(STUDIES) if arguments.all else list(arguments.names)
     for name in names:
@@ -82,10 +85,10 @@ def carry_out(arguments: Arguments) -> Path:
     flags: tuple[Scale, ...] = ("smoke", "cifar10", "full")
     asked: list[Scale] = [flag for flag in flags if getattr(arguments, flag)]
     if len(asked) > 1:
-        raise StudyError(f"Give one of --smoke, --cifar10 and --full, not {len(asked)}.")
+        raise StudyError(f"Use only one of --smoke, --cifar10 and --full, not {len(asked)}.")
     scale: Scale = asked[0] if asked else "digits"
     if not names and not arguments.report:
-        raise StudyError(f"Name a study, or --all: {', '.join(STUDIES)}.")
+        raise StudyError(f"Name a study, or use --all. The studies are: {', '.join(STUDIES)}.")
     results = arguments.output or (RESULTS if scale != "smoke" else _temporary())
     images = lru_cache(8)(lambda data: load(data, arguments.data_dir, arguments.data_variant))
     for name in names:
@@ -104,7 +107,7 @@ def _carry_out(study: Study, scale: Scale, folder: StudyFolder, images) -> None:
     settings = study.settings(scale)
     finished = {record.key for record in folder.finished(settings)}
     missing = [setting for setting in settings if setting.key not in finished]
-    print(f"{study.name}: {len(missing)} of {len(settings)} runs to make.", flush=True)
+    print(f"{study.name}: {len(missing)} of {len(settings)} runs are missing.", flush=True)
     flag = "" if scale == "digits" else f" --{scale}"
     command = f"python -m experiments.study {study.name}{flag}"
     with Display(len(settings), len(finished), unit=f"{study.name} run") as display:

@@ -2,7 +2,7 @@
 
 Presets: digits (the default), cifar10_small, cifar10, resnet20.
 
-In several processes, each on its own machine or on one, with one folder that all can reach:
+Several processes can train together, on one or several machines, if all can reach the folder:
 python -m experiments.train PRESET --output FOLDER --processes N --process I --coordinator HOST:PORT
 """
 
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(interrupted, file=sys.stderr)
         return interrupted.exit_code
     if run.process == 0:
-        print(f"{summary['accuracy']:.2%} test accuracy; report in {summary['folder']}/report.md")
+        accuracy, folder = summary["accuracy"], summary["folder"]
+        print(f"The test accuracy is {accuracy:.2%}. The report is in {folder}/report.md.")
     return 0
 
 
@@ -40,11 +41,11 @@ def carry_out(run: Run) -> dict[str, Any]:
     """Trains, evaluates, saves and reports; returns the summary.
 
     Raises:
-      DataError: the data cannot be had.
-      RunError: the configuration or the folder does not fit, or the loss is not finite.
-      Interrupted: SIGTERM or SIGINT came.
+      DataError: the data is missing or damaged.
+      RunError: the devices or the folder do not fit the run, or the loss is not finite.
+      Interrupted: SIGTERM or SIGINT ended the run.
     """
-    # No process gets past joining, and so writes, before all have looked at the folder.
+    # Processes wait for each other when they join. So all check the folder before one writes to it.
     folder = open_folder(run)
     with connected_processes(run):
         mesh = make_mesh(run)

@@ -1,4 +1,4 @@
-"""Eight CPU devices, and strict dtypes and ranks for the tests of the library."""
+"""Sets up eight CPU devices, and strict promotion of dtypes and ranks in the library's tests."""
 
 import gc
 import os
@@ -13,16 +13,16 @@ LAST_DIGITS = {
     *("test_offsets", "test_shifted_means"),
 }
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # Before anything imports Keras.
+os.environ.setdefault("KERAS_BACKEND", "jax")  # This comes before the first import of Keras.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.devices()  # From here on the number is fixed.
+jax.devices()  # This fixes the number of devices.
 
 
 def pytest_configure(config):
-    """Compiles a program once for all workers and for the processes that tests start.
+    """Shares compiled programs among all workers and the processes that tests start.
 
-    Whoever names a folder in JAX_COMPILATION_CACHE_DIR finds the programs there the next time.
+    If JAX_COMPILATION_CACHE_DIR names a folder, the next test run finds the programs there.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="jbn-compiled-")
@@ -34,7 +34,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Spares the garbage collector what stays until the end."""
+    """Excludes the objects that live until the end from garbage collection."""
     gc.freeze()
 
 
@@ -42,8 +42,8 @@ def pytest_collection_finish():
 def _compile_fast(request):
     """Leaves out LLVM's optimizations, which change the last digits at most.
 
-    Those of XLA stay, and with them the HLO. Files about last digits, and slow tests, run what
-    users run.
+    XLA's optimizations stay, and with them the HLO. Files that test last digits, and slow tests,
+    run the same programs as users do.
     """
     fast = "not slow" in request.config.option.markexpr and request.path.stem not in LAST_DIGITS
     if fast != jax.config.read("jax_disable_most_optimizations"):
@@ -60,7 +60,7 @@ def strict_promotion():
 
 @pytest.fixture(autouse=True)
 def _strict_outside_of_experiments(request):
-    """The experiments share their programs with libraries that promote."""
+    """Makes promotion an error, except in the experiments, which use libraries that promote."""
     if "experiments" not in request.path.parts:
         request.getfixturevalue("strict_promotion")
 
@@ -74,7 +74,7 @@ def x64():
 
 @pytest.fixture
 def platform(request, monkeypatch):
-    """Traces what would be compiled for the platform "cpu", "gpu" or "tpu", and runs it here."""
+    """Traces the code for the platform "cpu", "gpu" or "tpu", and runs it on the CPU."""
 
     def form(*operands, default, **forms):
         name = "cuda" if request.param == "gpu" else request.param

@@ -1,4 +1,4 @@
-"""Random data, training steps on one device and on eight shards, and counts of collectives."""
+"""Makes random data, takes training steps on one device and on eight shards, counts collectives."""
 
 import re
 from collections.abc import Callable, Container, Iterable
@@ -24,18 +24,18 @@ X = data((32, 5, 3), mean=100)
 """A batch for eight shards of four examples each."""
 
 DY = data((32, 5, 3), 1)
-"""The gradient of the loss by the output for `X`."""
+"""Gradient of the loss by the output for `X`."""
 
 MASK = data((32, 5), 2) > -0.3
-"""A mask for `X`, which leaves one shard with nothing valid."""
+"""A mask for `X`. One shard has no valid element."""
 
 MASK[4:8] = False
 
 
 def trained(tree):
-    """Returns the tree of a model with other values in the vectors of its norms, as after training.
+    """Returns a model's tree with other values in the vectors of its norms, as after training.
 
-    Variances are positive, and other leaves keep their values.
+    Variances are positive. Other leaves keep their values.
     """
     makers = {
         "mean": data,
@@ -68,11 +68,11 @@ def eager_step(norm, params, state, x, dy, mask=None):
 
 
 step = jax.jit(eager_step, static_argnums=0)
-"""The same, compiled once for equal norms."""
+"""Same as `eager_step`, compiled once for equal norms."""
 
 
 def slow_but_for(quick: Container[Any], values: Iterable[Any]) -> list[Any]:
-    """Returns values for `pytest.mark.parametrize`, of which all but some are slow."""
+    """Returns values for `pytest.mark.parametrize`. Values that are not in `quick` are slow."""
     return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
@@ -92,7 +92,7 @@ def one_device(x=X, dy=DY, mask: Any = MASK):
 
 
 def eight_shards(axis_type: AxisType = AxisType.Auto) -> Mesh:
-    """Returns a mesh of all eight devices, whose axis is called `d`."""
+    """Returns a mesh of all eight devices with one axis, `d`."""
     return jax.make_mesh((8,), ("d",), (axis_type,))
 
 
@@ -101,9 +101,9 @@ def sharded_step(norm, mesh: Mesh, check_vma: bool = True) -> Callable[..., Any]
 
     Args:
       norm: a norm with `axis_name="d"`.
-      mesh: as from `eight_shards`.
-      check_vma: with it, JAX adds the gradients of what all shards share; without it, this
-        function does.
+      mesh: a mesh such as that of `eight_shards`.
+      check_vma: option of `jax.shard_map`. If it is True, JAX sums the gradients of the parameters
+        over the shards, else this function does.
     """
 
     def local(params, state, x, dy, mask):

@@ -1,4 +1,4 @@
-"""Python processes of the repository, started and waited for."""
+"""Starts Python processes of the repository, and waits for them."""
 
 import socket
 import subprocess
@@ -10,14 +10,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nobody listens at."""
+    """Returns a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def start(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen:
-    """Starts `python -m MODULE ARGUMENTS`; what it prints and its errors come in one stream."""
+    """Starts `python -m MODULE ARGUMENTS`, with standard output and errors in one stream."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -29,7 +29,7 @@ def start(module: str, *arguments: str, env: Mapping[str, str] | None = None) ->
 
 
 def wait(processes: Sequence[subprocess.Popen], timeout: float) -> list[str]:
-    """Returns what each printed; none is left running."""
+    """Waits for processes; returns the output of each. None is left running."""
     try:
         return [process.communicate(timeout=timeout)[0] for process in processes]
     finally:

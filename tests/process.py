@@ -1,4 +1,4 @@
-"""One of two processes with 4 devices each: a training step on the global batch.
+"""Takes a training step on the global batch in one of two processes with 4 devices each.
 
 Command: python -m tests.process INDEX PORT OUTPUT
 """
@@ -16,7 +16,7 @@ from tests.helpers import DY, MASK, X, eight_shards, sharded_step, step
 
 
 def main(index: int, port: str, output: str) -> None:
-    """Takes the step by `jax.shard_map` and by sharded `jax.jit`; process 0 stores the results."""
+    """Takes the step with `jax.shard_map` and with sharded `jax.jit`; process 0 stores results."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)

@@ -29,7 +29,7 @@ def normalize(x, mean, var, scale=None, bias=None, axis=-1, epsilon=1e-5):
 def gradients(x, scale, dy, axis=-1, mask=None, epsilon=1e-5):
     """Returns dx, dscale, dbias of a training step (Ioffe & Szegedy 2015, section 3).
 
-    Positions that the mask hides give no gradient; their y is the bias.
+    Masked positions give no gradient, and their y is the bias.
     """
     mean, var, count = moments(x, axis, mask)
     rows, valid, shape = _rows(x, axis, mask)
@@ -52,7 +52,7 @@ def _others(x, axis):
 
 
 def _rows(x, axis, mask):
-    """Returns x as `[positions, features]`, which positions are valid, and the features' shape."""
+    """Returns x as `[positions, features]`, a mask of positions, and the shape of the features."""
     x = np.asarray(x).astype(np.float64)
     others = _others(x, axis)
     positions = tuple(x.shape[a] for a in others)

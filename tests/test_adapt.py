@@ -1,4 +1,4 @@
-"""Statistics blended at inference: the formula, and whole models under the context."""
+"""Adapted statistics in inference: the formula, and whole models in the context."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ SOURCE = START._replace(
 
 
 def blended(x, num_source, num_target, mask=None) -> tuple[Any, Any]:
-    """mean and variance after (N source + n target) / (N + n), in float64."""
+    """Returns mean and variance by the formula (N source + n target) / (N + n), in float64."""
     mean, var, _ = reference.moments(x, mask=mask)
     total = num_source + num_target
     sources = np.asarray(SOURCE.mean, np.float64), np.asarray(SOURCE.var, np.float64)
@@ -63,7 +63,7 @@ def test_train_normalizes_by_the_blend_and_counts_examples(masked):
     mask = np.arange(6) < 4 if masked else None
     positions = None if mask is None else np.broadcast_to(mask[:, None], (6, 5))
     train = jax.jit(NORM.train)
-    train(PARAMS, SOURCE, X, mask=positions)  # Traced before.
+    train(PARAMS, SOURCE, X, mask=positions)  # This traces it before the context.
     with jbn.adapting(3):
         y, state = train(PARAMS, SOURCE, X, mask=positions)
     wanted = blended(X, 3, 4 if masked else 6, positions)

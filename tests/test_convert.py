@@ -1,4 +1,4 @@
-"""Conversions against what the libraries themselves compute."""
+"""Conversions, compared with the results of the libraries themselves."""
 
 import importlib.util
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tests.peers.layers import FEATURES, batch
 
 
 class Peer(NamedTuple):
-    """A library: what `jbn.convert` calls it, and `run(arguments, arrays, seeds)`, its layer."""
+    """A library: its name in `jbn.convert`, and its layer, `run(arguments, arrays, seeds)`."""
 
     layout: convert.LayoutName
     run: Callable[..., tuple[dict[str, Any], Any]]
@@ -46,7 +46,7 @@ every_layout = pytest.mark.parametrize("layout", get_args(convert.LayoutName))
 
 
 def layer_of(**options):
-    """A layer of jbn with a scale and a bias that mean something, before the first batch."""
+    """Returns a layer of jbn before the first batch, whose scale and bias are not trivial."""
     params, state = jbn.batch_norm(**options).init(FEATURES)
     params = jax.tree.map(lambda leaf: leaf + data(FEATURES, 5) / 2, params)
     return convert.Layer(params, state, options)
@@ -60,7 +60,7 @@ def train(layer, seeds):
 
 
 def write(peer, layer):
-    """Returns jbn's layer as the library's, in the names and shapes of its own."""
+    """Returns jbn's layer with the names and shapes of the library."""
     return convert.write(peer.layout, layer, prefix=peer.prefix, shape=peer.shape)
 
 
@@ -176,7 +176,7 @@ def test_lists_of_numbers_are_vectors():
 
 
 class Tensor:
-    """What jbn looks at in a tensor of PyTorch, and what NumPy and DLPack refuse to read."""
+    """Has the attributes of PyTorch's tensors that jbn uses. NumPy and DLPack refuse to read it."""
 
     def __init__(self, array, requires_grad=False):
         self.array, self.requires_grad = array, requires_grad
@@ -241,7 +241,7 @@ def test_tensors_of_torch_are_read_in_their_dtypes(tensors):
 
 def test_variables_that_numpy_can_convert_are_read():
     class Variable:
-        """What jbn looks at in a variable of Keras."""
+        """Has the attributes of Keras's variables that jbn uses."""
 
         def __init__(self, array):
             self.array = array

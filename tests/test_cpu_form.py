@@ -1,4 +1,4 @@
-"""On a CPU each sum reads memory once: the compiled step writes y, dx and little else."""
+"""On a CPU each sum reads memory once, and the compiled step writes little besides y and dx."""
 
 import math
 import re
@@ -16,7 +16,7 @@ FREE = {"parameter", "tuple", "get-tuple-element", "bitcast"}
 
 
 def written(f, *arguments) -> int:
-    """How many arrays of the size of x the compiled program of `f` writes."""
+    """Returns how many arrays of the size of x the compiled program of `f` writes."""
     text = jax.jit(f).lower(*arguments).compile().as_text() or ""
     entry = text[text.index("\nENTRY") :]
     found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w\-]+)\(", entry)
@@ -26,8 +26,8 @@ def written(f, *arguments) -> int:
     return sum(size >= math.prod(SHAPE) for size in sizes)
 
 
-# The compiler takes no selection into its sums. So what a mask hides is replaced in memory, and
-# the gradient behind a relu, which three operations need, is written. It takes a conversion into
+# The compiler does not fuse selections into sums. So masked elements are replaced in memory, and
+# the gradient behind a relu, which three operations need, is written. It fuses a conversion into
 # one sum, but the gradient of a bfloat16 y is converted once for all three.
 NORM = jbn.batch_norm(decay=0.9)
 CASES = {

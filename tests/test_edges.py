@@ -1,4 +1,4 @@
-"""Batches at the edges: empty, huge, single; scales of 0."""
+"""Edge cases: empty batches, huge values, single values, and scales of 0."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4), (4, 0), (4, 3, 0)])
 def test_an_x_without_elements(norm, shape, masked):
-    """It gives a y without elements, the old state and finite gradients."""
+    """Such an x gives a y without elements, the old state and finite gradients."""
     params, state = norm.init(shape[-1])
     x = np.zeros(shape, np.float32)
     mask = np.ones(shape[:-1], bool) if masked else None
@@ -67,7 +67,7 @@ def test_moments_of_nothing():
 @pytest.mark.parametrize("bias", [0.0, 1.7, -3e-20, 1e30])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_scale_of_zero_gives_the_bias(norm, bias, masked):
-    """To the last bit, as residual branches need that start at 0."""
+    """It does so to the last bit, as residual branches that start at 0 need."""
     params = jbn.BatchNormParams(jnp.zeros(3), jnp.full(3, bias))
     state = norm.init(3)[1]
     x = data((8, 5, 3), mean=100)
@@ -78,7 +78,7 @@ def test_a_scale_of_zero_gives_the_bias(norm, bias, masked):
 
 
 def test_gradients_where_a_scale_of_zero_meets_exact_zeros():
-    """relu(shortcut + y) has its kink where both are 0; half of the shortcut is."""
+    """relu(shortcut + y) has its kink where both are 0. Half of the shortcut is 0."""
     norm, x = jbn.batch_norm(), data((8, 3))
     params, state = norm.init(3)
     shortcut = np.maximum(data((8, 3), 1), 0)
@@ -113,7 +113,7 @@ def test_gains_and_biases_of_any_size(gain, bias, sign):
 
 
 def test_a_finite_batch_never_poisons_the_state():
-    """A variance that overflows is no reason to keep an infinity."""
+    """The state stays finite even if the variance overflows."""
     running = jbn.running_batch_norm()
     params, state = running.init(1)
     state = running.train(params, state, data((8, 1)))[1]
@@ -222,7 +222,7 @@ def test_a_traced_domain_out_of_range_moves_nothing(domain):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
 def test_domains_of_any_integer_dtype(dtype):
-    """300 domains do not fit into 8 bits; numbers out of range must not wrap around into it."""
+    """300 domains do not fit into 8 bits. Numbers out of range must not wrap around."""
     norm = jbn.domain_norm(jbn.batch_norm(), 300)
     params, state = norm.init(3)
     x = data((4, 3))
@@ -251,7 +251,7 @@ FORMS = [
 @pytest.mark.parametrize("norm", FORMS, ids=str)
 @pytest.mark.parametrize("order", [1, -1])
 def test_contexts_in_any_order(norm, order):
-    """Nothing moves the state within no_update, and adapting reaches what is not frozen."""
+    """Nothing moves the state within no_update, and adapting reaches norms that are not frozen."""
     params, state = norm.init(3)
     x = data((8, 3), mean=2)
     with contextlib.ExitStack() as stack:
@@ -284,7 +284,7 @@ def test_a_symbolic_batch_of_one_uses_the_running_statistics():
 
 
 def test_a_schedule_of_limits_below_their_range():
-    """As batch norm, the least that renorm does."""
+    """Limits below their range count as the lowest limits, which are those of batch norm."""
     norm = jbn.batch_renorm(r_max=lambda t: 0 * t, d_max=lambda t: 0 * t - 1)
     params, state = norm.init(4)
     x = data((8, 4), mean=3)

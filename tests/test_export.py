@@ -31,7 +31,7 @@ every_norm_but_ghost = pytest.mark.parametrize("norm", WHOLE.values(), ids=WHOLE
 
 
 def functions(norm):
-    """Training and inference, of parameters, state and x alone."""
+    """Returns training and inference as functions of parameters, state and x alone."""
     if isinstance(norm, jbn.domain_norm):
         return tuple(functools.partial(f, domain=jnp.int32(1)) for f in (norm.train, norm.infer))
     return norm.train, norm.infer

@@ -1,4 +1,4 @@
-"""What Flax expects of a norm's module: variables, views, tables, initializers, metadata, modes."""
+"""Modules meet Flax's expectations: variables, views, tables, initializers, metadata and modes."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Folded layers and models do what they did before, and what cannot be folded is refused."""
+"""Folded layers and models give the same results as before. Other layers are refused or kept."""
 
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ X = data((4, 6, 6, 4), mean=1)
 
 
 def plus(y, bias):
-    """Returns y with a bias of each feature, or with none."""
+    """Returns y plus a bias for each feature, or y if the bias is None."""
     return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
@@ -147,12 +147,15 @@ def test_what_does_not_fit_is_an_error(arguments, error, words):
 
 
 def assert_close(y, wanted):
-    """Equal within 1e-5, small values within 1e-5 of the largest one."""
+    """Checks that values differ by less than 1e-5, relative to themselves or to the largest."""
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
 def variables_of(model):
-    """Returns variables of a Linen model, as after training. (To compile its init takes long.)"""
+    """Returns variables of a Linen model, as after training.
+
+    It does not call the model's init, which takes long to compile.
+    """
 
     def values(leaf):
         is_kernel = leaf.ndim > 1
@@ -162,7 +165,7 @@ def variables_of(model):
 
 
 def linen_pair(model, **options):
-    """Outputs of a trained Linen model before and after folding, and what was folded."""
+    """Returns outputs of a trained Linen model before and after folding, and the folded model."""
     variables = variables_of(model)
     folded = jbn.linen.fold(model, variables, X, **options)
     before, after = jax.jit(model.apply), jax.jit(folded.apply)
@@ -170,7 +173,7 @@ def linen_pair(model, **options):
 
 
 class Stack(nn.Module):
-    """Every kind of layer, each with a norm."""
+    """A model with every kind of layer, each with a norm."""
 
     norm: Any
     use_bias: bool = True
@@ -210,7 +213,7 @@ class Pair(nn.Module):
 )
 def test_every_kind_of_linen_layer_and_norm(norm, use_bias):
     wanted, y, folded = linen_pair(Stack(norm, use_bias), strict=False)
-    # The norm after the rematerialized block is fed by a layer inside of it.
+    # The norm after the rematerialized block takes the output of a layer inside of the block.
     assert len(folded.layers) == 5
     assert len(folded.refused) == 1
     assert_close(y, wanted)
@@ -233,7 +236,7 @@ def test_a_linen_model_in_bfloat16_keeps_its_dtypes(dtype):
 
 
 class Unfoldable(nn.Module):
-    """One norm that cannot be folded, for the reason that `case` names."""
+    """A model with a norm that cannot be folded. The reason is the name of the case."""
 
     case: str
 
@@ -350,7 +353,7 @@ def test_folding_uses_the_norm_that_replaces():
         folded = jbn.linen.fold(model, variables, X)
         wanted = model.apply(variables, X)
     assert_close(folded.apply(folded.variables, X), wanted)
-    # The activation of a norm that does not run is not applied.
+    # The activation of a replaced norm is not applied.
     inplace = jbn.linen.Norm(jbn.inplace_batch_norm(), use_running_average=True)
     model = nn.Sequential([nn.Dense(5), inplace])
     with jbn.linen.replace_batch_norm(jbn.batch_norm(epsilon=0.5)):
@@ -403,7 +406,7 @@ def test_jitted_blocks_notice_that_they_were_folded():
 
 
 class NnxStack(nnx.Module):
-    """The NNX layers, each with a norm; the last one is not foldable."""
+    """A model with all NNX layers, each with a norm. The last norm cannot be folded."""
 
     def __init__(self, norm, use_bias):
         rngs = nnx.Rngs(0)

@@ -1,4 +1,4 @@
-"""Groups of examples: whole, ragged, smaller and larger than what a device holds."""
+"""Groups of examples: whole, ragged, and smaller or larger than the examples of a device."""
 
 import functools
 
@@ -17,7 +17,7 @@ from tests.helpers import collectives, data, eight_shards, sharded_step, slow_bu
 X = data((24, 2, 3), 0, 2) + np.arange(24, dtype=np.float32)[:, None, None]
 DY = data((24, 2, 3), 1)
 MASK = data((24, 2), 2) > -0.5
-MASK[8:12] = False  # A group of 4 with nothing valid, half of one of 8.
+MASK[8:12] = False  # A group of 4 without valid elements, and half of a group of 8.
 SCALE = np.array([0.5, 1, 2], np.float32)
 
 
@@ -60,13 +60,13 @@ def test_one_group_is_batch_norm():
 @pytest.mark.parametrize("check_vma", slow_but_for([True], [False, True]))
 @pytest.mark.parametrize("group_size", slow_but_for([4, 6], [1, 3, 4, 6, 16, 24]))
 def test_groups_do_not_depend_on_the_number_of_shards(group_size, check_vma):
-    """Each of 8 shards holds 3 examples: less than a group, a group, more, and across."""
+    """Each of 8 shards holds 3 examples: less than a group, one group, more, or parts of groups."""
     norm = jbn.ghost_batch_norm(group_size=group_size, axis_name="d")
     arguments = PARAMS, STATE, X, DY, MASK
     f = jax.jit(sharded_step(norm, eight_shards(), check_vma))
     compiled = f.lower(*arguments).compile()
     assert_close(compiled(*arguments), one_device(group_size))
-    # Forward, and backward together with the sum of the parameters' gradients.
+    # There is one forward, and one backward, which also sums the parameters' gradients.
     assert collectives(compiled) == 2
 
 

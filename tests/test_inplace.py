@@ -1,4 +1,4 @@
-"""In-place norms against batch norm followed by the activation, and what they keep."""
+"""In-place norms, compared with batch norm and the activation, and the arrays that they keep."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class Followed(NamedTuple):
 
 
 def pair(name, **options):
-    """An in-place norm and what it should equal."""
+    """Returns an in-place norm, and the norm that it must equal."""
     inverse, plain = ACTIVATIONS[name]
     return (
         jbn.inplace_batch_norm(activation=inverse, **options),
@@ -79,7 +79,7 @@ def test_values_state_and_gradients_to_twelve_digits(name, axis, masked):
     mask = data((6, 5), 2) > -0.5 if masked else None
     norm, wanted = pair(name, axis=axis)
     params, state = params_of(dtype=np.float64), norm.init(3)[1]
-    # Recovered from y by a logarithm, where elu is flat.
+    # Where elu is flat, a logarithm recovers its input from y, which loses digits.
     got, expected = (step(n, params, state, x, dy, mask) for n in (norm, wanted))
     assert_close(got, expected, 1e-10)
     state = got[1]
@@ -147,7 +147,7 @@ def test_bfloat16_gradients_are_as_near_those_of_float32_as_stated(name, scale, 
     norm, wanted = pair(name)
     params, state = jbn.BatchNormParams(jnp.full(64, scale), jnp.full(64, 0.5)), norm.init(64)[1]
     x, dy = (jnp.asarray(data((8192, 64), seed)).astype(jnp.bfloat16) for seed in (0, 1))
-    dy = dy + x / 2  # So that all of the gradient's terms matter.
+    dy = dy + x / 2  # With this, all terms of the gradient matter.
     dx = step(norm, params, state, x, dy)[2][1].astype(jnp.float32)
     wide = (a.astype(jnp.float32) for a in (x, dy))
     exact = step(wanted, params, state, *wide)[2][1]
@@ -193,7 +193,7 @@ def test_errors(make, words):
 
 
 def test_a_hessian_by_hand(x64):
-    """Of sum(y^3): of the normalized x of 0, 1, 3 the first row is known."""
+    """The first row of the Hessian of sum(y^3) at x of 0, 1 and 3 is computed by hand."""
     norm = jbn.inplace_batch_norm(activation=jbn.activations.identity())
     params, state = norm.init(1)
     hessian = jax.jit(jax.hessian(lambda x: jnp.sum(norm.train(params, state, x)[0] ** 3)))

@@ -1,4 +1,4 @@
-"""Whole models: all layers of a library read at once, and loaded into Flax models."""
+"""Reads all layers of a library's model at once, and loads them into Flax models."""
 
 from collections import OrderedDict
 from functools import partial
@@ -22,7 +22,7 @@ every_layout = pytest.mark.parametrize("layout", get_args(convert.LayoutName))
 
 
 def layer_of(seed, features=3, **options) -> convert.Layer:
-    """A layer after training."""
+    """Returns a layer as after training."""
     params, state = trained(jbn.batch_norm(**options).init(features))
     params = jax.tree.map(lambda leaf: leaf + seed, params)
     state = state._replace(mean=state.mean * seed, count=jnp.float32(seed))
@@ -85,7 +85,7 @@ def test_one_switch_needs_both_and_two_switches_do_not():
 
 def test_a_model_without_layers_is_an_error():
     assert convert.prefixes("torch", {"fc.weight": np.ones(3)}) == []
-    with pytest.raises(KeyError, match="no torch layer, no path that ends in 'running_mean'"):
+    with pytest.raises(KeyError, match="no torch layer: no path in it ends in 'running_mean'"):
         convert.read_all("torch", {"fc.weight": np.ones(3)})
     with pytest.raises(ValueError, match="unknown"):
         convert.prefixes("tf", {})  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""What a mask means: its shapes, and batches of which it leaves little or nothing."""
+"""The shapes of masks, and batches with few valid values or none."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS, ids=str)
 @pytest.mark.parametrize("axis", [-1, 1, (1, 3)])
 @pytest.mark.parametrize("which", ["examples", "positions", "rows", "of x"])
 def test_every_shape_of_a_mask(axis, which):
-    """A mask of rank 1 marks examples even where another axis has their number."""
+    """A mask of rank 1 marks examples, even if another axis has the same size."""
     x = data((4, 4, 4, 4), mean=2)
     axes = {a % 4 for a in np.atleast_1d(axis)}
     positions = [4] * (4 - len(axes))
@@ -64,7 +64,7 @@ def test_a_mask_of_another_shape_is_an_error_that_names_the_right_ones(shape):
 @every_norm
 @pytest.mark.parametrize("valid", [0, 1])
 def test_too_few_values_behind_a_mask_normalize_as_in_inference(norm, valid):
-    """Running batch norm, which takes one value, is the exception."""
+    """Running batch norm is an exception, because it takes one value."""
     params, state = norm.init(3)
     state = norm.train(params, state, data((8, 3), 1, 5))[1]
     x, mask = data((4, 3)), np.arange(4) < valid

@@ -1,4 +1,4 @@
-"""Merged states are those of the pooled data; averaged ones lack the spread of the means."""
+"""Merged states equal those of the pooled data. Averages of states lack the spread of the means."""
 
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ NORM = jbn.batch_norm()
 
 
 def state_of(x, **changes) -> jbn.BatchNormState:
-    """The state that holds the moments of some data."""
+    """Returns the state that holds the moments of some data."""
     batch = jbn.moments(x)
     return jbn.BatchNormState(batch.mean, batch.var, jnp.float32(len(x)))._replace(**changes)
 
@@ -66,7 +66,8 @@ def test_equal_states_stay_as_they_are():
     state = state_of(POOL)
     merged = jbn.merge_states([state] * 3)
     np.testing.assert_array_equal(merged.mean, state.mean)
-    np.testing.assert_allclose(merged.var, state.var, rtol=3e-7)  # Thirds are rounded.
+    # A weight of one third is rounded.
+    np.testing.assert_allclose(merged.var, state.var, rtol=3e-7)
     np.testing.assert_allclose(merged.count, state.count, rtol=3e-7)
 
 
@@ -130,7 +131,7 @@ STACKED = jax.tree.map(lambda *a: jnp.stack(a), *(state_of(x) for x in SEEN))
 
 
 def over_shards(form):
-    """Merges the states of eight shards; each shard returns the result."""
+    """Merges the states of eight shards. Each shard returns the result."""
 
     def merge(state, weight):
         return jbn.merge_states([state], weights=[weight], axis_name="d")
@@ -193,7 +194,7 @@ def test_several_states_on_each_shard_merge_with_all_others():
 
 
 def test_training_on_shards_without_an_axis_name_is_mended():
-    """`lax.pmean` of the states is how most data-parallel code goes."""
+    """Most data-parallel code uses `lax.pmean` of the states instead."""
     norm = jbn.batch_norm(decay=0.0)
     params, start = norm.init(3)
     x = jnp.asarray(SHARDS)

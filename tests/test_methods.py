@@ -1,4 +1,4 @@
-"""Renorm, running, frozen and domain statistics against formulas, properties and Keras."""
+"""Renorm, running, frozen and domain norms, compared with formulas, properties and Keras."""
 
 import functools
 from typing import Any
@@ -94,7 +94,7 @@ def renorm_steps(keras, xs):
 
 
 def test_renorm_agrees_with_keras():
-    """Keras averages standard deviations, jbn variances: each step starts from Keras's."""
+    """Keras averages standard deviations, jbn variances. So each step starts from Keras's state."""
     norm = jbn.batch_renorm(r_max=1.5, d_max=0.8, decay=0.9, epsilon=1e-5)
     params, state = norm.init(3)
     xs = batches(5, (8, 2, 3))

@@ -28,7 +28,7 @@ class Program(NamedTuple):
     """A network in training, as a function.
 
     Attributes:
-      params: what is learned.
+      params: the learned parameters.
       stats: the running statistics.
       loss: `loss(params, stats, batch) -> (loss, stats)`.
     """
@@ -39,7 +39,7 @@ class Program(NamedTuple):
 
 
 def history(program: Program, batches: Any, rate: float = 0.1) -> list[dict[str, Any]]:
-    """The loss, the gradients and the statistics of each step of gradient descent."""
+    """Returns the loss, the gradients and the statistics of each step of gradient descent."""
 
     @jax.jit
     def step(params, stats, batch):
@@ -59,7 +59,7 @@ def history(program: Program, batches: Any, rate: float = 0.1) -> list[dict[str,
 
 def assert_equal_training(ours: Program, theirs: Program, batches: Any) -> None:
     for got, wanted in zip(history(ours, batches), history(theirs, batches), strict=True):
-        # The other libraries count no updates.
+        # The other libraries do not count updates.
         got, wanted = (
             {path: leaf for path, leaf in flatten_dict(step).items() if path[-1] != "count"}
             for step in (got, wanted)
@@ -106,13 +106,13 @@ def in_nnx(model: nnx.Module) -> Program:
 
 
 def batches_of(*shapes, targets):
-    """Inputs and targets of all steps, in float64, at an offset from 0."""
+    """Returns inputs and targets of all steps, in float64, at an offset from 0."""
     inputs = [data((STEPS, *s), i, 0.5, np.float64) for i, s in enumerate(shapes)]
     return inputs, data((STEPS, *targets), 9, dtype=np.float64)
 
 
 class ResNet(nn.Module):
-    """Residual networks as they are trained: the last scale of each branch starts at 0."""
+    """A residual network, in which the last scale of each branch starts at 0."""
 
     norm: Any
 
@@ -128,7 +128,7 @@ class ResNet(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Norm and activation before each convolution, on all features so far."""
+    """A network with a norm and an activation before each convolution, on all features so far."""
 
     norm: Any
 
@@ -142,7 +142,7 @@ class DenseNet(nn.Module):
 
 
 class TwoViews(nn.Module):
-    """One network for two views of the data: its norm is called twice in a step."""
+    """A network for two views of the data, whose norm is called twice in a step."""
 
     norm: Any
 
@@ -162,7 +162,7 @@ class Block(nn.Module):
 
 
 class Lifted(nn.Module):
-    """Layers that are scanned over the depth, and then mapped over the members of an ensemble."""
+    """Layers that are scanned over depth, and mapped over the members of an ensemble."""
 
     norm: Any
 
@@ -198,9 +198,9 @@ class Sequences(nn.Module):
 
 
 class Graph(nn.Module):
-    """Messages along the edges of a graph (GIN) that is padded with nodes and edges of no meaning.
+    """Passes messages along the edges of a graph (GIN), which has padded nodes and edges.
 
-    The padding's edges end at the padding's nodes.
+    Padded edges end at padded nodes.
     """
 
     norm: Any
@@ -338,7 +338,7 @@ def test_replaced_nnx_networks_train_as_with_flax(name):
 
 
 class Renorm(nn.Module):
-    """Batch renormalization by autodiff, from the formulas of the paper."""
+    """Batch renormalization from the formulas of the paper, with gradients by autodiff."""
 
     r_max: float
     d_max: float
@@ -380,7 +380,7 @@ class Mlp(nn.Module):
 
 
 def crossq(norm, batches) -> Program:
-    """Actor and critic (CrossQ), whose critic sees current and next states in one batch."""
+    """Returns an actor and a critic (CrossQ), which sees current and next states in one batch."""
     nets = {"actor": Mlp(norm, 2), "critic": Mlp(norm, 1)}
     obs, action, *_ = jax.tree.map(lambda a: a[0], batches)
     inputs = {"actor": obs, "critic": jnp.concatenate([obs, action], -1)}

@@ -1,4 +1,4 @@
-"""Every method in every mode of JAX gives what it gives alone, under jit, on one device."""
+"""Every method gives the same results in every mode of JAX as under jit on one device."""
 
 import contextlib
 import dataclasses
@@ -37,12 +37,12 @@ def norm(request):
 slow_but_for_one = pytest.mark.parametrize(
     "norm", slow_but_for(["batch_norm"], METHODS), indirect=True
 )
-"""Where a mode compiles for long, all other norms are slow."""
+"""In modes that take long to compile, the tests of all other norms are marked as slow."""
 
 
 @functools.cache
 def alone(norm):
-    """A training step, and inference."""
+    """Returns the results of a training step and of inference."""
     params, state = norm.init(4)
     y, new, gradients = step(norm, params, state, X, DY, MASK)
     return y, new, gradients, norm.infer(params, new, X, mask=MASK)
@@ -94,7 +94,7 @@ def test_pmap(norm):
     "spec", [P("data"), P(None, None, "model"), P("data", None, "model")], ids=str
 )
 def test_sharded_jit(norm, kind, spec):
-    """Parameters and state are replicated, and the state stays so."""
+    """Parameters and state are replicated, and the new state is replicated, too."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), (kind, kind))
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
     with jax.set_mesh(mesh):

@@ -1,4 +1,4 @@
-"""Moments of batches, masked and not, against the oracle; and their merging."""
+"""Moments of batches with and without masks, compared with the oracle, and their merging."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Data far from 0: statistics, outputs and gradients as good as float32 can hold them."""
+"""For data far from 0, statistics, outputs and gradients are as exact as float32 allows."""
 
 import functools
 
@@ -24,7 +24,7 @@ def assert_exact(got, x, dy, mask=None):
     mean, var, _ = reference.moments(x, mask=mask)
     valid = np.ones(len(x), bool) if mask is None else mask
     np.testing.assert_allclose(new.var, var, rtol=1e-5)
-    # What rounding the mean itself to float32 brings.
+    # The bound allows for the rounding of the mean to float32.
     bound = 3e-7 * np.maximum(10, np.abs(mean) / np.sqrt(var)).max()
     expected = reference.normalize(x, mean, var)
     np.testing.assert_allclose(np.asarray(y)[valid], expected[valid], rtol=0, atol=bound)
@@ -48,7 +48,8 @@ def test_one_device(offset, masked):
 )
 def test_eight_shards(offset, platform):
     x, dy = data((4096, 4), 0, offset), data((4096, 4), 1)
-    mask = np.arange(4096) % 512 < np.repeat(np.arange(0, 512, 64), 512)  # One shard has nothing.
+    # The first of the shards has no valid rows.
+    mask = np.arange(4096) % 512 < np.repeat(np.arange(0, 512, 64), 512)
     norm = jbn.batch_norm(decay=0.0, axis_name="d")
     got = jax.jit(sharded_step(norm, eight_shards()))(*norm.init(4), x, dy, mask)
     assert_exact(got, x, dy, mask)
@@ -75,7 +76,7 @@ def test_nearly_constant_features():
     mean, var, _ = reference.moments(x)
     np.testing.assert_allclose(new.var, var, rtol=1e-5)
     assert np.isfinite(dx).all()
-    # The rounded mean is off by up to 5e-7, the standard deviation with epsilon is 3e-3.
+    # The error of the rounded mean is up to 5e-7, and the std with epsilon is 3e-3.
     np.testing.assert_allclose(y, reference.normalize(x, mean, var), rtol=1e-5, atol=2e-4)
 
 
@@ -102,7 +103,7 @@ def _with_an_outlier(x, at):
 
 
 def _with_a_border(x):
-    """Images of 25 x 40 with 4 rows and columns of zeros on each side."""
+    """Returns images of 25 x 40 with 4 rows and columns of zeros on each side."""
     images = x.reshape(-1, 25, 40, 1)
     inside = np.pad(np.ones((17, 32)), 4)[..., None]
     return (images * inside).reshape(-1, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The checkpoint policy keeps one activation a layer and repeats no statistics."""
+"""The checkpoint policy keeps one activation for each layer, and repeats no statistics."""
 
 import functools
 import math
@@ -54,7 +54,7 @@ def equations(jaxpr):
 
 
 def big_sums(norm, wrap):
-    """How many sums over positions a step takes, by its jaxpr."""
+    """Returns how many sums over positions the jaxpr of a step has."""
     jaxpr = jax.make_jaxpr(jax.grad(functools.partial(loss, norm, wrap)))(KERNELS, X).jaxpr
     return sum(
         e.primitive.name == "reduce_sum" and e.invars[0].aval.size >= math.prod(SHAPE)
@@ -84,10 +84,10 @@ def test_one_activation_a_layer_is_kept(name):
         f = wrap(functools.partial(network, NORMS[name]()))
         pull = jax.jit(lambda x, kernels: jax.vjp(f, x * 2, kernels)[1])(X, KERNELS)
         activations = [a for a in jax.tree.leaves(pull) if a.size == math.prod(SHAPE)]
-        # As results of a program of their own, some are copies of others.
+        # Results of a program may be copies of each other. Copies count once.
         return len({np.asarray(a).tobytes() for a in activations})
 
-    assert kept(WRAPS["policy"]) == 1 + DEPTH  # The network's input and one a layer.
+    assert kept(WRAPS["policy"]) == 1 + DEPTH  # The input of the network, and one for each layer.
     assert kept(WRAPS["plain"]) > 2 * DEPTH
 
 

@@ -1,4 +1,4 @@
-"""Two processes that talk over the loopback give what one gives."""
+"""Two processes that are connected over the loopback give the same results as one."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Properties of random batches: any shape, axes, dtype, mask, number of shards and offset."""
+"""Properties of random batches, with any shape, axes, dtype, mask, number of shards and offset."""
 
 import functools
 
@@ -18,7 +18,7 @@ DTYPES = {"float16": np.float16, "bfloat16": jnp.bfloat16, "float32": np.float32
 
 @st.composite
 def batches(draw):
-    """A batch `x` with its feature axes, a mask or None, and an output gradient."""
+    """Draws a batch `x` with its feature axes, a mask or None, and an output gradient."""
     shape = tuple(draw(st.lists(st.sampled_from([1, 2, 5]), min_size=1, max_size=4)))
     axes = draw(st.lists(st.sampled_from(range(len(shape))), min_size=1, unique=True))
     axis = tuple(a - len(shape) if draw(st.booleans()) else a for a in axes)
@@ -49,9 +49,10 @@ def moments_agree_with_the_oracle(batch):
     got = jbn.moments(hide(x, axis, mask), axis, mask=mask)
     mean, var, count = reference.moments(x, axis, mask)
     assert got.count == count
-    size = np.abs(np.asarray(x, np.float64)).max(initial=1)  # x minus the shift is rounded.
+    # The difference of x and the shift is rounded.
+    size = np.abs(np.asarray(x, np.float64)).max(initial=1)
     np.testing.assert_allclose(got.mean, mean, rtol=2e-7, atol=3e-7 * size)
-    # The shift may be several standard deviations of few values away.
+    # With few values, the shift may be several standard deviations away from their mean.
     np.testing.assert_allclose(got.var, var, rtol=1e-4, atol=1e-6)
 
 
@@ -75,9 +76,9 @@ def training_agrees_with_the_oracle(batch):
     if mask is not None:
         expected = np.where(np.expand_dims(mask, sorted(a % x.ndim for a in axis)), expected, 0)
     rounding = float(jnp.finfo(x.dtype).eps)
-    # The mean's rounding, over a standard deviation of at least 0.1.
+    # The mean is rounded, and the standard deviation is at least 0.1.
     offset = 10 * 3e-7 * np.abs(mean).max(initial=1)
-    # The two ways in which x moves y are rounded to its dtype before their gradients are added.
+    # Both parts of the gradient of x are rounded to the dtype of x before they are added.
     largest = np.abs(np.asarray(dy, np.float64)).max() / np.sqrt(var.min() + 1e-2)
     for got, wanted, size in (
         (y, expected, np.abs(expected).max()),

@@ -1,4 +1,4 @@
-"""Pooled statistics equal those of the data, however cut, in every form a model may have."""
+"""Recalibrated statistics equal those of the data for any division into batches and any model."""
 
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ def cut(at, masked=False) -> list[tuple[Any, Any]]:
 
 
 def assert_exact(state, x=X, mask=None):
-    """The rounding of float32 is 6e-8; each batch's moments bring a few of those."""
+    """Checks mean and variance. The rounding of float32 is 6e-8, and each batch adds a few."""
     mean, var, _ = reference.moments(x, mask=mask)
     np.testing.assert_allclose(state.mean, mean, rtol=3e-7)
     np.testing.assert_allclose(state.var, var, rtol=1e-6)
@@ -329,7 +329,7 @@ def test_nnx_models_change_in_their_means_and_variances_alone():
     assert_exact(jbn.BatchNormState(first.mean[...], first.var[...], START.count))
     hidden = [reference.normalize(x, *reference.moments(x)[:2]) for x in np.split(X, 3)]
     kernel, bias = (np.asarray(v[...]) for v in (layer.kernel, layer.bias))
-    y = np.concatenate(hidden) @ kernel + bias  # Dropout stays off.
+    y = np.concatenate(hidden) @ kernel + bias  # Dropout is off here.
     mean, var, _ = reference.moments(y)
     np.testing.assert_allclose(last.mean[...], mean, atol=1e-6)
     np.testing.assert_allclose(last.var[...], var, rtol=1e-5)

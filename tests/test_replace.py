@@ -1,4 +1,4 @@
-"""Models of others on jbn without an edit, by `replace_batch_norm` of Linen and NNX."""
+"""Existing models run on jbn without an edit, by `replace_batch_norm` of Linen and NNX."""
 
 import functools
 from typing import Any
@@ -20,7 +20,7 @@ X = data((8, 6, 3), mean=1)
 
 
 class LinenModel(nn.Module):
-    """Flax's norms in the ways that models use them: with and without scale, named and not."""
+    """A model with Flax's norms in several forms: with and without scale, with and without name."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -39,7 +39,7 @@ def linen_variables():
 
 @jax.jit
 def linen_step(params, batch_stats, x):
-    """Value, gradients and new statistics of a loss."""
+    """Returns the value, the gradients and the new statistics of a loss."""
 
     def loss(params):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -65,7 +65,7 @@ def nnx_model() -> Any:
     return model
 
 
-# As close as float32 sums in another order.
+# The tolerance is that of float32 sums in another order.
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-5)
 
 
@@ -170,7 +170,7 @@ class Plain(nn.BatchNorm):
 
 
 class Shifted(nn.BatchNorm):
-    """Does something of its own, and then what Flax does."""
+    """Shifts its input, and then does the same as Flax."""
 
     @nn.compact
     def __call__(self, x, use_running_average=None, *, mask=None):
@@ -184,7 +184,7 @@ class Own(nn.BatchNorm):
 
 
 class Copy(nn.Module):
-    """Has the fields and variables of Flax's, and is no subclass."""
+    """Has the fields and variables of Flax's norm, but is no subclass of it."""
 
     axis: int = -1
     momentum: float = 0.99
@@ -215,11 +215,11 @@ class Around(nn.Module):
 
 
 FROZEN = jbn.frozen(jbn.batch_norm(epsilon=0.5))
-"""Moves nothing, and has an output of its own."""
+"""Moves no statistics, and has another output."""
 
 
 def linen_run(model, *, norm=FROZEN, **options):
-    """The output of a model in training, from Flax's variables; which norms ran; and updates."""
+    """Runs a model in training; returns y, the input of its norm, and the replaced norms."""
     variables = jax.jit(Around(nn.BatchNorm).init)(jax.random.key(0), X)
     variables = {**variables, "batch_stats": {"norm": {"mean": jnp.ones(3), "var": jnp.ones(3)}}}
     with jbn.linen.replace_batch_norm(norm, **options) as replaced:
@@ -245,7 +245,7 @@ def linen_run(model, *, norm=FROZEN, **options):
     ],
 )
 def test_linen_replaces_every_kind_of_norm(norm, options, shift):
-    for _ in range(2):  # The second time, jitted modules are not called.
+    for _ in range(2):  # In the second round, jitted modules are not called.
         y, dense, _ = linen_run(Around(norm), **options)
         assert_close(y, (dense + shift - 1) / np.sqrt(np.float32(1.5)) + shift)
 
@@ -267,7 +267,7 @@ def test_linen_lists_what_was_replaced():
 )
 def test_linen_says_what_was_not_replaced(norm, options, words):
     model = Around(norm)
-    options = {"where": lambda path: True} | options  # Like no other context.
+    options = {"where": lambda path: True} | options  # No other context has this option.
     variables = jax.eval_shape(model.init, jax.random.key(0), X)
     variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables)
     with pytest.raises(ValueError, match=words), jbn.linen.replace_batch_norm(FROZEN, **options):
@@ -286,7 +286,7 @@ def test_linen_where_nothing_is_called_nothing_is_wrong():
     assert replaced == {}
     with jbn.linen.replace_batch_norm(FROZEN):
         pass
-    with jbn.linen.replace_batch_norm():  # It runs on jbn without that.
+    with jbn.linen.replace_batch_norm():  # It runs on jbn anyway.
         Around(jbn.linen.BatchNorm).init(jax.random.key(0), X)
 
 

@@ -76,7 +76,7 @@ def test_micro_batches_can_update_the_state_like_the_whole_batch():
     x = data((4, 16, 3), mean=5)
     norm = jbn.batch_norm(decay=0.9)
     params, state = norm.init(3)
-    # With decay 0 the next state is what the micro-batch says.
+    # With decay 0 the next state holds the statistics of the micro-batch.
     micro = jbn.batch_norm(decay=0.0)
     merged = jbn.Moments(jnp.zeros(3), jnp.zeros(3), jnp.float32(0), jnp.float32(0))
     for part in x:

@@ -1,4 +1,4 @@
-"""One device, eight shards: the same values, state and gradients, with unequal masks."""
+"""One device and eight shards give the same values, state and gradients, with unequal masks."""
 
 import functools
 
@@ -145,7 +145,7 @@ def test_one_collective_forward_and_one_backward():
 
 @pytest.mark.parametrize("make", [jbn.batch_norm, jbn.inplace_batch_norm, jbn.batch_renorm])
 def test_one_collective_each_way_as_traced(make):
-    """Before a compiler joins what it can; the gradients of the parameters come with it."""
+    """They are counted before a compiler joins any. The second sums all gradients of parameters."""
     norm = make(axis_name="d")
     params, state = norm.init(3)
 

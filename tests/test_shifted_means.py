@@ -1,4 +1,4 @@
-"""Each platform's form of the means, run on the CPU: each is as exact as the others."""
+"""The forms of the means for all platforms, run on the CPU. All are equally exact."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_moments_at_any_offset(mean, masked, platform):
 def test_a_second_pass_only_where_a_mean_is_far_from_zero(platform):
     for mean, is_far in ((2.8, False), (3.2, True)):
         x = data((5000, 3), mean=mean)
-        x[:, 1:] -= mean  # One feature is enough.
+        x[:, 1:] -= mean  # One feature with a mean far from zero is enough.
         shift = jax.jit(shift_of)(x)
         assert (shift != 0).all() == is_far
 
@@ -71,7 +71,7 @@ def test_images(width, spread, platform):
     x, mask = data((4, 6, width, 3), mean=1000), data((4, 6, width), 1) > 0
     wanted = reference.moments(x, mask=mask)
     mesh = jax.make_mesh((1 if width % 8 else 8,), ("d",), (spread or AxisType.Auto,))
-    if spread:  # Over the axis that is cut into slices.
+    if spread:  # The spread is along the axis that is cut into slices.
         x, mask = jax.device_put((x, mask), NamedSharding(mesh, P(None, None, "d")))
     with jax.set_mesh(mesh):
         batch = jax.jit(lambda x, mask: jbn.moments(x, mask=mask))(x, mask)

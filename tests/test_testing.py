@@ -1,4 +1,4 @@
-"""Every norm of jbn keeps the laws, and each law is broken by a norm that should break it."""
+"""Every norm of jbn keeps the laws, and each law detects a norm that breaks it."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ NORMS = {
 }
 
 NOT_KEPT = {
-    # Its r and d carry no gradient and nothing limits them.
+    # Its r and d carry no gradient, and have no limits.
     ("unlimited renorm", "second_derivatives_follow_the_gradient"),
     ("frozen", "state_moves_once"),
     ("frozen state", "state_moves_once"),

@@ -76,7 +76,7 @@ def test_checkpoint_updates_the_state_once():
 
 
 class Layer(nn.Module):
-    """A dense layer, a norm and a nonlinearity, in the form that `nn.scan` wants."""
+    """A dense layer, a norm and a nonlinearity, in the form that `nn.scan` expects."""
 
     axis_name: str | None = None
 
@@ -182,7 +182,7 @@ def test_nnx_gradients_and_state_in_one_step():
 
 @pytest.mark.parametrize("static", [False, True])
 def test_equal_norms_are_traced_once(static):
-    """A norm is a pytree without leaves and hashable, so it may be an argument of both kinds."""
+    """A norm is hashable and a pytree without leaves, so it may be a static argument or not."""
     chex.clear_trace_counter()
     traced_once: Any = jax.jit(
         chex.assert_max_traces(eager_step, n=1), static_argnums=(0,) if static else ()
@@ -202,7 +202,7 @@ every_variant: Any = chex.variants(with_jit=True, without_jit=True, with_pmap=Tr
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pmap's own.
 class VariantsTest(chex.TestCase):
-    """Op by op, compiled and mapped over devices, a norm gives what the formulas do."""
+    """Op by op, compiled, and mapped over devices, a norm agrees with the formulas."""
 
     variant: Any  # pyright: ignore[reportIncompatibleMethodOverride]
 

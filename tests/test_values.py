@@ -1,4 +1,4 @@
-"""Norms are values: equal, hashable, picklable, printable, compiled once; numbers may be traced."""
+"""Norms are values: they compare, hash, pickle and print, and equal norms compile once."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ import jbn.nnx
 import jbn.testing
 
 untyped: Any = jbn
-"""For arguments that the types refuse."""
+"""The library without types, for arguments that they forbid."""
 
 X = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
 SHARED: dict[str, Any] = {
@@ -61,7 +61,7 @@ def wrappers(norm):
 
 
 def assert_a_value(value, other):
-    """`value` is a value, and another one than `other`."""
+    """Checks that `value` is a value, and differs from `other`."""
     assert value == copy.copy(value) == copy.deepcopy(value)
     assert hash(value) == hash(copy.deepcopy(value))
     assert value != other
@@ -232,7 +232,7 @@ class Counting(jbn.batch_norm):
 
 @pytest.fixture
 def counting():
-    """A new class of norms, of which nothing was traced."""
+    """Makes a new class of norms, none of which has been traced."""
 
     class Fresh(Counting):
         pass

@@ -51,7 +51,7 @@ def main(arguments: Arguments) -> None:
 def measure(
     config: Config, sizes: tuple[int, int, tuple[int, ...]], target: Target, count: int
 ) -> dict[str, int]:
-    """Compiles one training step; returns what it costs.
+    """Compiles one training step; returns its cost.
 
     Args:
       config: configuration of the run.

@@ -1,4 +1,4 @@
-"""The presets of `python -m experiments.train`, a file each."""
+"""The presets of `python -m experiments.train`, one in each file."""
 
 from experiments.config import Config
 from experiments.configs import cifar10, cifar10_small, digits, resnet20

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.train
 Cost: under a minute on two CPU cores, with compilation.
-Seen: 99.4%, 1 seed.
+Test accuracy: 99.4% (1 seed).
 """
 
 from experiments.config import AugmentConfig, Config, ModelConfig, OptimizerConfig

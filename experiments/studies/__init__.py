@@ -1,4 +1,4 @@
-"""Studies: claims about batch norm, each tried and answered from stored runs; a file each."""
+"""The studies. Each file measures a claim about batch norm, and answers it from stored runs."""
 
 from experiments.studies import (
     batch_size,

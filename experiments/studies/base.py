@@ -1,4 +1,4 @@
-"""The configuration that the studies start from, and how they change it."""
+"""The configuration that the studies start from, its changes, and its description in words."""
 
 import dataclasses
 from typing import Any
@@ -9,14 +9,16 @@ from experiments.studies.phrases import listed
 from experiments.studies.records import Records
 
 RATES = (0.02, 0.05, 0.1)
-"""Learning rates of which each arm gets its best, where arms are compared; around those at which
-`faster`'s nets learned fastest."""
+"""Learning rates from which each method gets its best one, if methods are compared. The networks of
+`faster` learned fastest at about these rates."""
 
 
 def base(scale: Scale, name: str) -> Config:
-    """Returns a small CNN on scikit-learn's digits or a tenth of CIFAR-10, or a larger one on all.
+    """Returns the configuration that a study starts from.
 
-    The learning rate falls to 0 on a straight line; no weight decay, no augmentation.
+    It is a small CNN on scikit-learn's digits or on a tenth of CIFAR-10, or a larger one on all of
+    CIFAR-10. The learning rate falls to 0 on a straight line. There is no weight decay and no
+    augmentation.
     """
     optimizer = OptimizerConfig(0.05, weight_decay=0.0)
     config = Config(name, model=ModelConfig(width=16), optimizer=optimizer)
@@ -32,14 +34,33 @@ def base(scale: Scale, name: str) -> Config:
 
 
 def convolutions(records: Records) -> str:
-    """Returns in words which convolutions `base`'s network has."""
+    """Describes the convolutions of `base`'s network."""
     width, depth = (records[0].value(f"model.{name}") for name in ("width", "depth"))
     channels = [width * (1 if index < depth // 2 else 2) for index in range(depth)]
     return f"{depth} convolutions of {listed(map(str, channels))} channels"
 
 
+def best_rate(records: Records, each: str) -> str:
+    """Describes the learning rates, and the choice among them.
+
+    Args:
+      records: all runs of a study.
+      each: name of the groups of runs that have their own best rate.
+    """
+    rates = listed((f"{rate:g}" for rate in records.labels("rate")), "or")
+    return (
+        f"The learning rate falls to 0 from {rates}. For {each}, we report the rate with the best"
+        " test accuracy."
+    )
+
+
 def change(config: Config, **fields: Any) -> Config:
-    """Returns the configuration with other values; a section's as a dictionary of its fields."""
+    """Returns the configuration with other values.
+
+    Args:
+      config: the configuration.
+      **fields: new values; for a section, a dictionary of its fields.
+    """
     return dataclasses.replace(
         config,
         **{

@@ -1,4 +1,4 @@
-"""The normalization batch from 2 to all of the optimizer's, by method and way of inference."""
+"""Measures normalization over parts of a batch, by method and by statistics in inference."""
 
 from itertools import product
 from typing import Any
@@ -9,23 +9,24 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import base, change, convolutions
+from experiments.studies.base import base, best_rate, change, convolutions
 from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, spread, table
+from experiments.studies.phrases import difference, listed, points, spread, table
 from experiments.studies.records import Records, Setting
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch, recalibrated
 
 MODES = {
-    "accuracy": ("moving averages", "tab:blue"),
+    "accuracy": ("running statistics", "tab:blue"),
     "recalibrated": ("recalibrated statistics", "tab:cyan"),
-    "by_batch": ("test batches' own statistics", "tab:gray"),
+    "by_batch": ("the test images' own statistics", "tab:gray"),
 }
+"""The statistics in inference: name and color."""
 _ANY = "any"
 _BATCH = 128
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns runs of each method, at each normalization batch where it has one."""
+    """Returns runs of each method, at each size of the normalization batch if it has one."""
     sizes = {"smoke": (2,), "cifar10": (2, 8, _BATCH)}.get(scale, (2, 4, 8, 32, _BATCH))
     rates = (0.05, 0.1, 0.2, 0.4)
     rates = {"smoke": (0.1,), "digits": rates[:3]}.get(scale, rates)
@@ -51,7 +52,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns test accuracies in each way of inference that the method has."""
+    """Returns test accuracies by running statistics, and for batch norm also by others."""
     training = Training(setting.config, dataset)
     if setting.labels["norm"] == "running":
         training.finish_in_micro_batches(setting.labels["size"])
@@ -67,7 +68,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws accuracy against the normalization batch: methods, and batch norm's inference."""
+    """Draws the accuracy against the normalization batch: all methods, and batch norm alone."""
     figure, (left, right) = figures.new(2, STUDY.question, caption, width=5)
     sizes = records.where(norm="batch").labels("size")
     for method in records.labels("norm"):
@@ -80,18 +81,18 @@ def plot(records: Records, caption: str) -> Figure:
             figures.band(left, sizes, _values(records, method, sizes, "accuracy"), label, color)
     for name, (label, color) in MODES.items():
         figures.band(right, sizes, _values(records, "batch", sizes, name), label, color)
-    left.set(title="every method, by moving averages", ylabel="test accuracy")
-    right.set(title="batch norm, by way of inference", ylabel="test accuracy")
+    left.set(title="all methods, with running statistics", ylabel="test accuracy")
+    right.set(title="batch norm, by statistics in inference", ylabel="test accuracy")
     for axis in (left, right):
         figures.powers_of_two(axis, sizes)
-        axis.set(xlabel="images normalised together in training")
+        axis.set(xlabel="images normalized together in training")
         axis.legend(fontsize=8)
         percent(axis)
     return figure
 
 
 def answer(records: Records) -> str:
-    """Says what small normalization batches cost, and what helps."""
+    """Reports what small normalization batches cost, and which methods help."""
     sizes = records.where(norm="batch").labels("size")
     smallest, largest = sizes[0], sizes[-1]
     paragraphs = []
@@ -101,9 +102,9 @@ def answer(records: Records) -> str:
             relevant=0.01,
         )
         paragraphs.append(
-            f"**Batch norm loses by a normalisation batch of {size}: {loss.verdict}.** Against"
-            f" {largest} it loses {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f}"
-            f" to {100 * loss.high:.1f})."
+            f"**Normalization over {size} images costs accuracy: {loss.verdict}.** With batch norm"
+            f" over {size} images, the test accuracy is {points(loss, 'lower', 'higher')} than over"
+            f" {largest} images."
         )
     batch = _chosen(records, "batch", smallest)
     better = []
@@ -112,12 +113,17 @@ def answer(records: Records) -> str:
         gain = difference(other.values("accuracy"), batch.values("accuracy"), relevant=0.01)
         if gain.verdict == "held":
             better.append(figures.METHODS[method][0])
+    names = listed(better) if better else "no other method"
     paragraphs.append(
-        f"At {smallest}, by at least one point and clearly better than batch norm: "
-        f"{listed(better) if better else 'none of the others'}."
+        f"With normalization over {smallest} images, {names}"
+        f" {'are' if len(better) > 1 else 'is'} clearly better than batch norm, by at least one"
+        " point."
     )
-    modes = [f"{label} {spread(batch.values(n)):.1%}" for n, (label, _) in MODES.items()]
-    paragraphs.append(f"Batch norm trained at {smallest}, by way of inference: {listed(modes)}.")
+    modes = [f"{spread(batch.values(n)):.1%} with {label}" for n, (label, _) in MODES.items()]
+    paragraphs.append(
+        f"After training with batch norm over {smallest} images, the test accuracy is"
+        f" {listed(modes)}."
+    )
     rows = []
     for method in records.labels("norm"):
         arms = [_chosen(records, method, s) or _chosen(records, method, _ANY) for s in sizes]
@@ -128,7 +134,7 @@ def answer(records: Records) -> str:
 
 
 def _chosen(records: Records, method: str, size: Any) -> Records:
-    """The method at the learning rate that was best on the test images."""
+    """Returns the runs of a method and size at the learning rate with the best test accuracy."""
     return records.where(norm=method, size=size).best("rate", "accuracy")
 
 
@@ -137,16 +143,16 @@ def _values(records: Records, method: str, sizes: list[int], name: str) -> np.nd
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     run = records[0]
-    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
     return (
-        f"{convolutions(records)}, {run.value('epochs'):g} epochs of batches of"
-        f" {run.value('batch_size')}, of which so many images are normalised together; the"
-        " optimizer sees the mean gradient of all. Running batch norm takes the parts one after"
-        f" another. Learning rate falling to 0 from one of {rates}, each method at each size at"
-        " the best of them on the test images. Recalibrated: statistics of all training images at"
-        " the final weights. Renorm's limits widen to"
+        f"The network has {convolutions(records)}. We train it for {run.value('epochs'):g} epochs"
+        f" with batches of {run.value('batch_size')} images. A batch is split into parts, and the"
+        " images of a part are normalized together. The optimizer uses the mean gradient of all"
+        " parts."
+        " Running batch norm takes the parts one after another."
+        f" {best_rate(records, 'each method and size')} Recalibrated statistics are those of the"
+        " training images at the final weights. The limits of renorm widen to"
         f" {run.value('norm.r_max'):g} and {run.value('norm.d_max'):g} in the first"
         f" {run.value('norm.widening_steps')} steps."
     )
@@ -154,10 +160,10 @@ def method(records: Records) -> str:
 
 STUDY = Study(
     name="batch_size",
-    question="How small may the normalisation batch be?",
+    question="How small may the normalization batch be?",
     claim=(
-        "batch norm needs large batches: in small ones it is worse, and renorm, running batch norm"
-        " and group norm are better."
+        "Batch norm needs large batches. With small batches it is worse, and batch renorm, running"
+        " batch norm and group norm are better."
     ),
     method=method,
     settings=settings,

@@ -1,4 +1,4 @@
-"""What a study is."""
+"""The parts of a study."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -9,20 +9,21 @@ from experiments.data import Dataset
 from experiments.studies.records import Records, Setting
 
 Scale = Literal["smoke", "digits", "cifar10", "full"]
-"""How large: a minute for all studies; scikit-learn's digits or a subset of CIFAR-10, for two CPU
-cores; or all of CIFAR-10, for a GPU."""
+"""Size of a study. All studies together take a minute with "smoke". The others use scikit-learn's
+digits or a subset of CIFAR-10, for two CPU cores, or all of CIFAR-10, for a GPU."""
 
 
 class Study(NamedTuple):
-    """A claim and how it is tried.
+    """A claim and the way it is measured.
 
     Attributes:
-      name: on the command line, and of its folder.
-      question: what the figure answers.
-      claim: what is said of batch norm, in a sentence.
-      method: `method(records) -> sentences`, how it was tried.
-      settings: `settings(scale)`, the runs to make, those that share a compiled program in a row.
-      measure: `measure(setting, dataset) -> result`, a run; what it returns JSON can hold.
+      name: name on the command line and of the folder.
+      question: the question that the figure answers.
+      claim: the claim about batch norm in whole sentences.
+      method: `method(records) -> sentences`, a description of the measurement.
+      settings: `settings(scale)`, the runs to make. Runs that share a compiled program follow each
+        other.
+      measure: `measure(setting, dataset) -> result`, makes a run. JSON can hold the result.
       plot: `plot(records, caption) -> figure`.
       answer: `answer(records) -> paragraphs`, with every number computed from the runs.
     """

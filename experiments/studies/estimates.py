@@ -1,4 +1,4 @@
-"""How far a batch's mean and variance are from those of all data, and what a batch costs."""
+"""Measures the errors of a batch's mean and variance, and the throughput of batches."""
 
 import time
 from itertools import product
@@ -26,7 +26,7 @@ _TIMED_STEPS = 20
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns trained nets whose statistics are looked at, and steps to be timed."""
+    """Returns networks to train, whose statistics are measured, and training steps to time."""
     seeds = 2 if scale == "smoke" else 5
     sizes = (2, 64) if scale == "smoke" else (2, 8, 32, 128, 512, 1024)
     config = change(base(scale, "estimates"), optimizer={"learning_rate": 0.1})
@@ -42,7 +42,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns errors `[layers, sizes]` of a trained net, or the images per second of a step."""
+    """Returns errors `[layers, sizes]` of a trained network, or the images per second of a step."""
     training = Training(setting.config, dataset)
     if setting.labels["measure"] == "throughput":
         training.advance(3)
@@ -71,11 +71,11 @@ def plot(records: Records, caption: str) -> Figure:
             color = figures.depth_color(layer, values.shape[1])
             figures.band(axis, sizes, values[:, layer], f"layer {layer + 1}", color, log=True)
         guide = values[:, :, 0].mean() / np.sqrt(sizes)
-        axis.plot(sizes, guide, "k--", linewidth=1, label="as 1 / sqrt(images)")
+        axis.plot(sizes, guide, "k--", linewidth=1, label="1 / sqrt(images)")
         axis.set(yscale="log", xlabel="images in the batch")
         axis.legend(fontsize=8)
     axes[0].set(title="mean of the batch", ylabel="error, in standard deviations")
-    axes[1].set(title="variance of the batch", ylabel="error, relative")
+    axes[1].set(title="variance of the batch", ylabel="relative error")
     for norm in timed.labels("norm"):
         label, color = figures.METHODS[norm]
         arm = timed.where(norm=norm)
@@ -92,7 +92,7 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Gives the errors' slopes and sizes, and the throughputs."""
+    """Reports the slopes and the sizes of the errors, and the throughputs."""
     errors, timed = records.where(measure="errors"), records.where(measure="throughput")
     sizes = np.array(errors[0].result["sizes"])
     mean, var = errors.values("mean"), errors.values("var")
@@ -102,24 +102,26 @@ def answer(records: Records) -> str:
     }
     law = all(abs(slope.mean + 0.5) < 0.05 for slope in slopes.values())
     examples = [
-        f"with {sizes[at]} images the mean is off by {spread(mean[:, :, at].mean(1)):.2f} standard "
-        f"deviations and the variance by {spread(var[:, :, at].mean(1)):.0%}"
+        f"With {sizes[at]} images, the error of the mean is"
+        f" {spread(mean[:, :, at].mean(1)):.2f} standard deviations, and the error of the variance"
+        f" is {spread(var[:, :, at].mean(1)):.0%}."
         for at in (1, 5, 8)
     ]
-    # A mean over k independent values is off by 1 / sqrt(k).
+    # The error of a mean over k independent values is 1 / sqrt(k).
     worth = [spread(1 / mean[:, layer, 0] ** 2) for layer in range(mean.shape[1])]
     positions = errors[0].result["positions"]
     beyond = any(w.mean - w.std > p for w, p in zip(worth, positions, strict=True))
-    more = ", more than its positions where these cancel in the mean" if beyond else ""
-    counts = [f"{w:.0f} (of {p} positions)" for w, p in zip(worth, positions, strict=True)]
+    more = " It can be worth more values than it has positions, if they cancel in the mean."
+    counts = [f"{w:.0f} (at {p} positions)" for w, p in zip(worth, positions, strict=True)]
     paragraphs = [
         (
-            "**Errors fall as one over the root of the batch:"
-            f" {'held' if law else 'did not hold'}.** The slopes in the double logarithm are"
-            f" {slopes['mean']:.2f} for the mean and {slopes['variance']:.2f} for the variance"
-            " (-0.5 by that law), so four times the batch halves the error. Over the layers,"
-            f" {listed(examples)}. Layer by layer an image counts as much as {listed(counts)}"
-            f" independent values{more}."
+            "**Errors fall as one over the square root of the batch size:"
+            f" {'held' if law else 'did not hold'}.** On logarithmic axes, the slopes are"
+            f" {slopes['mean']:.2f} for the mean and {slopes['variance']:.2f} for the variance. By"
+            " the law they are -0.5, so a batch of four times the size halves the error. The"
+            f" following errors are means over the layers. {' '.join(examples)} In the layers from"
+            f" the input on, an image is worth {listed(counts)} independent values."
+            f"{more if beyond else ''}"
         ),
         *_throughput(timed),
     ]
@@ -134,20 +136,22 @@ def _throughput(timed: Records) -> list[str]:
     bare = timed.where(norm="none", size=sizes[-1]).values("images_per_second")
     cost = bare.mean() / rates[sizes[-1]].mean() - 1
     best = max(sizes, key=lambda size: rates[size].mean())
-    listing = ", ".join(f"{spread(rates[size]):,.0f} at {size}" for size in sizes)
+    listing = listed(f"{spread(rates[size]):,.0f} with batches of {size}" for size in sizes)
     return [
-        f"**Larger batches are processed faster: {faster.verdict}.** Images per second: {listing};"
-        f" the most at {best}. At {sizes[-1]} a step takes {abs(cost):.0%}"
-        f" {'longer' if cost >= 0 else 'less'} with batch norm than without."
+        f"**Larger batches are processed faster: {faster.verdict}.** The number of images per"
+        f" second is {listing}. It is highest with batches of {best}. With batches of {sizes[-1]},"
+        f" a step takes {abs(cost):.0%} {'more' if cost >= 0 else 'less'} time with batch norm than"
+        " without a norm."
     ]
 
 
 def _image_moments(
     learner: Learner, state: TrainState, images: jax.Array
 ) -> list[tuple[jax.Array, jax.Array, int]]:
-    """Each image's mean and mean square of every norm's input `[images, channels]`; its positions.
+    """Returns each image's mean and mean square in the input of every norm, and its positions.
 
-    The inputs are shifted and scaled so that over all images their mean is 0, their variance 1.
+    The means are `[images, channels]`. The inputs are shifted and scaled first, so that over all
+    images their mean is 0 and their variance is 1.
     """
     layers = []
 
@@ -165,7 +169,7 @@ def _image_moments(
 
 
 def _errors(means, squares, random) -> tuple[list[float], list[float]]:
-    """Root mean square errors of batches' mean and variance, a number for each size."""
+    """Returns the root mean square errors of a batch's mean and variance for each size."""
     alive = np.isfinite(squares).all(0) & (squares.mean(0) > 0.5)
     means, squares = (np.asarray(a[:, alive], np.float64) for a in (means, squares))
     errors = []
@@ -179,21 +183,22 @@ def _errors(means, squares, random) -> tuple[list[float], list[float]]:
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     return (
-        f"Of a trained net ({convolutions(records)}) every norm's input is taken over all training"
-        f" images; {_DRAWS} batches of each size are drawn with replacement, and their mean and"
-        " variance of each channel compared with those of all images (root mean square over draws"
-        f" and channels). Throughput: {_TIMED_STEPS} training steps after the first three."
+        f"We train a network with {convolutions(records)}, and compute the input of every norm for"
+        f" all training images. We draw {_DRAWS} batches of each size with replacement, and compare"
+        " the mean and the variance of each channel with those of all images. Errors are root mean"
+        f" squares over draws and channels. For the throughput we time {_TIMED_STEPS} training"
+        " steps after the first three."
     )
 
 
 STUDY = Study(
     name="estimates",
-    question="How good are a batch's statistics, and how fast is a batch?",
+    question="How accurate are a batch's statistics, and how fast is a batch?",
     claim=(
-        "small batches estimate mean and variance badly, large ones well, and large ones are "
-        "processed faster."
+        "Small batches give poor estimates of the mean and the variance, and large batches give"
+        " good ones. Large batches are also processed faster."
     ),
     method=method,
     settings=settings,

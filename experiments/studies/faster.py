@@ -1,4 +1,4 @@
-"""Steps to an accuracy at many learning rates, and gradients by depth."""
+"""Measures the steps to an accuracy at many learning rates, and gradients by depth."""
 
 from itertools import product
 from typing import Any
@@ -29,7 +29,7 @@ _STEADY = ((0.0, 1.0), (1.0, 1.0))
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns runs at multiples of the base rate, and deeper nets whose gradients are looked at."""
+    """Returns runs at multiples of the base rate, and deeper networks to measure gradients."""
     seeds = 1 if scale == "smoke" else 5
     factors: tuple[float, ...] = (0.1, 0.5, 1, 2, 5, 30, 100)
     factors = {"smoke": (1.0, 30.0), "cifar10": factors[1:-1]}.get(scale, factors)
@@ -49,7 +49,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns steps to the target and the accuracies on the way, or the layers' gradients."""
+    """Returns the steps to the target and all accuracies, or the norms of the layers' gradients."""
     training = Training(setting.config, dataset)
     if setting.labels["measure"] == "gradients":
         size = setting.config.batch_size
@@ -66,7 +66,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws steps against learning rate, and gradients against depth."""
+    """Draws the steps against the learning rate, and the gradients against the depth."""
     runs, gradients = records.where(measure="steps"), records.where(measure="gradients")
     target = runs[0].labels["target"]
     figure, (left, right) = figures.new(2, STUDY.question, caption, width=5)
@@ -87,7 +87,7 @@ def plot(records: Records, caption: str) -> Figure:
     left.axhline(most * 1.12, color="0.6", linewidth=0.8, linestyle=":")
     left.set_ylim(top=most * 2.4)
     left.text(
-        *(0.5, 0.99, "x: not reached by some or all seeds"),
+        *(0.5, 0.99, "x: some or all seeds do not reach it"),
         **{"transform": left.transAxes, "fontsize": 8, "color": "0.3", "va": "top", "ha": "center"},
     )
     left.set(xscale="log", yscale="log", ylabel=f"steps to {target:.0%} test accuracy")
@@ -112,55 +112,60 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Compares the arms at each rate, and each at its own best rate."""
+    """Compares the networks at each learning rate, and each at its best rate."""
     runs, gradients = records.where(measure="steps"), records.where(measure="gradients")
     arms = {key: runs.where(activation=key[0], norm=key[1]) for key in ARMS}
     rows = [
         [label, *(_cell(arms[key].where(factor=f)) for f in runs.labels("factor"))]
         for key, (label, _) in ARMS.items()
     ]
-    head = ["steps, at a learning rate of", *(f"{f:g}x" for f in runs.labels("factor"))]
+    head = ["steps to the target, by learning rate", *(f"{f:g}x" for f in runs.labels("factor"))]
     relu, bare = arms["relu", "batch"], arms["relu", "none"]
     sigmoid, bare_sigmoid = arms["sigmoid", "batch"], arms["sigmoid", "none"]
     high = [f for f in (5, 30) if f in runs.labels("factor")]
     with_high, bare_high = (
         Records(r for r in arm if r.labels["factor"] in high) for arm in (relu, bare)
     )
+    layers = len(gradients[0].result["norms"])
     norms = {
         label: gradients.where(activation=key[0], norm=key[1]).values("norms")
         for key, (label, _) in ARMS.items()
     }
-    ratios = ", ".join(f"{label} {spread(n[:, 0] / n[:, -1]):.2g}" for label, n in norms.items())
+    ratios = [f"{spread(n[:, 0] / n[:, -1]):.2g} ({label})" for label, n in norms.items()]
     return "\n\n".join(
         [
             _at_best(relu, bare),
             (
-                f"**Higher learning rates: {_more_reach(with_high, bare_high)}.** At"
-                f" {listed(f'{f}' for f in high)} times the base rate {_reached(with_high)} runs"
-                f" with batch norm reached the target and {_reached(bare_high)} without."
+                "**Batch norm allows high learning rates:"
+                f" {_more_reach(with_high, bare_high)}.** At {listed(f'{f}' for f in high)} times"
+                f" the base rate, {_reached(with_high)} runs with batch norm reached the target,"
+                f" and {_reached(bare_high)} runs without a norm."
             ),
             (
-                f"**Sigmoid units: {_more_reach(sigmoid, bare_sigmoid)}.** Over all rates"
-                f" {_reached(sigmoid)} runs with batch norm reached it, {_reached(bare_sigmoid)}"
-                " without."
+                f"**Sigmoid units learn with batch norm: {_more_reach(sigmoid, bare_sigmoid)}.** At"
+                " all learning rates together,"
+                f" {_reached(sigmoid)} runs with batch norm reached the target, and"
+                f" {_reached(bare_sigmoid)} runs without a norm."
             ),
             table(head, rows),
             (
-                "Gradients by depth (one batch, before training): the first layer's norm over the"
-                f" last layer's is {ratios}."
+                f"We also compared the gradients of networks with {layers} layers on one batch"
+                " before training. The norm of the first layer's gradient, divided by that of the"
+                f" last layer's, is {listed(ratios)}."
             ),
         ]
     )
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     run = records.where(measure="steps")[0]
     every, looks = run.result["every"], len(run.result["accuracies"])
     return (
-        f"{convolutions(records)}, SGD with Nesterov momentum 0.9 at a steady rate, batches of"
-        f" {run.value('batch_size')}, {every * looks} steps at most; accuracy on the test images"
-        f" every {every} steps. Kernels start as He et al. 2015 draw them."
+        f"The network has {convolutions(records)}. We train it by SGD with Nesterov momentum 0.9,"
+        f" at constant learning rates that are multiples of {run.labels['base_rate']:g}, with"
+        f" batches of {run.value('batch_size')} for at most {every * looks} steps. We measure the"
+        f" test accuracy every {every} steps. Kernels are initialized as in He et al. 2015."
     )
 
 
@@ -179,7 +184,7 @@ def _setting(labels: dict[str, Any], activation: str, norm: str, config: Config)
 def _gradient_norms(
     learner: Learner, state: TrainState, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """Norm of the gradient by each convolution's kernel, from the input on."""
+    """Returns the norm of the gradient for each convolution's kernel, in order from the input."""
     x = learner.normalize(images)
     grads, _ = jax.grad(learner.loss, has_aux=True)(state.params, state.batch_stats, x, labels)
     names = sorted((n for n in grads if n.startswith("ConvNorm")), key=lambda n: int(n[9:]))
@@ -187,7 +192,7 @@ def _gradient_norms(
 
 
 def _reached(arm: Records) -> str:
-    """How many runs got there, in words."""
+    """Returns in words how many runs reached the target."""
     return f"{np.isfinite(arm.values('steps')).sum()} of {len(arm)}"
 
 
@@ -197,7 +202,7 @@ def _cell(arm: Records) -> str:
 
 
 def _more_reach(more: Records, fewer: Records) -> str:
-    """Whether more runs of one arm got there than of another, by Fisher's exact test."""
+    """Returns the verdict that more runs of one arm reach the target, by Fisher's exact test."""
     a, b = (np.isfinite(arm.values("steps")).mean() for arm in (more, fewer))
     if a == b:
         return "did not hold" if len(more) > 2 else "unclear"
@@ -209,7 +214,7 @@ def _more_reach(more: Records, fewer: Records) -> str:
 
 
 def _at_best(with_norm: Records, without: Records) -> str:
-    """Compares the arms, each at the rate at which all its seeds reached the target fastest."""
+    """Compares the arms, each at the fastest of the rates at which all seeds reach the target."""
 
     def best(arm):
         choices = [arm.where(factor=f) for f in arm.labels("factor")]
@@ -218,24 +223,31 @@ def _at_best(with_norm: Records, without: Records) -> str:
 
     chosen = best(with_norm), best(without)
     if not all(chosen):
-        return "**Fewer steps: unclear.** Not both nets reached the target with every seed."
+        return (
+            "**Batch norm needs fewer steps: unclear.** For at least one of the networks, there is"
+            " no learning rate at which every seed reached the target."
+        )
     a, b = (c.values("steps") for c in chosen)
     rates = [c[0].labels["factor"] for c in chosen]
     fewer = difference(b, a, relevant=0.1 * b.mean())
+    target = chosen[0][0].labels["target"]
     return (
-        f"**Fewer steps: {fewer.verdict}.** Each at the rate that was best for it (by the mean of"
-        f" these same runs), with ReLU: {spread(a):.0f} steps with batch norm at {rates[0]:g}x,"
-        f" {spread(b):.0f} without at {rates[1]:g}x; {fewer:.0f} steps saved,"
-        f" {b.mean() / a.mean():.2f} times fewer."
+        f"**Batch norm needs fewer steps: {fewer.verdict}.** The target is {target:.0%} test"
+        f" accuracy. With ReLU and the best learning rates, the network with batch norm needs"
+        f" {spread(a):.0f} steps (at {rates[0]:g}x, which means {rates[0]:g} times the base rate),"
+        f" and the network without a norm needs {spread(b):.0f} steps (at {rates[1]:g}x). Batch"
+        f" norm saves {fewer.mean:.0f} steps (95% interval"
+        f" {fewer.low:.0f} to {fewer.high:.0f}), a factor of {b.mean() / a.mean():.2f}. The best"
+        " rates are chosen by the means of the same runs."
     )
 
 
 STUDY = Study(
     name="faster",
-    question="Does batch norm train in fewer steps, at higher learning rates?",
+    question="Does batch norm allow fewer steps and higher learning rates?",
     claim=(
-        "with batch norm a network needs fewer steps, learns at rates that break one without, and "
-        "learns even with sigmoid units (Ioffe & Szegedy 2015)."
+        "With batch norm, a network needs fewer steps, learns at high rates at which other networks"
+        " fail, and learns even with sigmoid units (Ioffe & Szegedy 2015)."
     ),
     method=method,
     settings=settings,

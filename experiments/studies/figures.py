@@ -1,4 +1,4 @@
-"""How figures show spread, and what stands beneath them."""
+"""Functions that draw the figures of all studies in the same way."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ METHODS = {
     "running": ("running batch norm", "tab:purple"),
     "group": ("group norm", "tab:brown"),
 }
-"""Name and colour of each method, the same in all figures."""
+"""Name and color of each method, the same in all figures."""
 
 
 def new(
@@ -25,7 +25,7 @@ def new(
     width: float = 4.4,
     height: float = 3.9,
 ) -> Any:
-    """Returns a figure and its axes, row by row, beneath a title and above a caption."""
+    """Returns a figure with a title above and a caption below, and its axes, row by row."""
     size = width * columns, height * rows
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     figure.suptitle(title, fontsize=12, fontweight="bold")
@@ -42,9 +42,16 @@ def band(
     log: bool = False,
     **line: Any,
 ) -> None:
-    """Draws the mean over runs and one standard deviation around it; values `[runs, x]`.
+    """Draws the mean over runs, and a band of one standard deviation around it.
 
-    With `log` they are those of the logarithms.
+    Args:
+      axis: axes to draw in.
+      x: horizontal positions.
+      values: `[runs, x]`.
+      label: name in the legend.
+      color: color of the line and the band.
+      log: whether to use the mean and the standard deviation of the logarithms.
+      **line: options of the line.
     """
     values = np.log(values) if log else np.asarray(values)
     mean, std = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
@@ -55,12 +62,12 @@ def band(
 
 
 def depth_color(layer: int, layers: int) -> Any:
-    """Returns a colour from dark, at the input, to light."""
+    """Returns the color of a layer, from dark at the input to light at the output."""
     return plt.colormaps["viridis"](layer / max(layers - 1, 1) * 0.9)
 
 
 def points(axis: Axes, x: float, values: ArrayLike, color: str, **options: Any) -> None:
-    """Draws each run as a point, a little apart, and their mean as a bar."""
+    """Draws each run as a point, slightly apart from the others, and their mean as a bar."""
     values = np.asarray(values, float)
     apart = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
     axis.plot(x + apart, values, "o", color=color, alpha=0.55, markersize=4.5, **options)
@@ -68,7 +75,7 @@ def points(axis: Axes, x: float, values: ArrayLike, color: str, **options: Any) 
 
 
 def powers_of_two(axis: Axes, values: ArrayLike) -> None:
-    """A horizontal axis of sizes, each labelled."""
+    """Makes the horizontal axis logarithmic, with a label at each of the values."""
     values = np.asarray(values)
     axis.set_xscale("log", base=2)
     axis.set_xticks(values, [f"{v:g}" for v in values])

@@ -1,4 +1,4 @@
-"""Training batches of few classes."""
+"""Measures training with batches that hold few classes."""
 
 from itertools import product
 from typing import Any
@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from experiments.data import Dataset
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import RATES, base, change, convolutions
+from experiments.studies.base import RATES, base, best_rate, change, convolutions
 from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, spread, table
+from experiments.studies.phrases import difference, listed, points, spread, table
 from experiments.studies.records import Records, Setting
 from experiments.studies.training import Training, accuracy, logits, logits_by_batch
 
@@ -35,7 +35,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns test accuracies in inference and in training mode, and the training's last one."""
+    """Returns test accuracies in inference and training mode, and the last training accuracy."""
     training = Training(setting.config, dataset)
     metrics = training.advance(training.total_steps)
     images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
@@ -47,7 +47,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws accuracy against the classes in a batch, for each method; then batch norm's modes."""
+    """Draws the accuracy against the classes in a batch, by method, and by mode of batch norm."""
     figure, (left, right) = figures.new(2, STUDY.question, caption, width=5)
     classes = sorted(records.labels("classes"), key=lambda c: 99 if c == "any" else c)
     x = np.arange(len(classes))
@@ -61,10 +61,10 @@ def plot(records: Records, caption: str) -> Figure:
     }
     for name, (label, color) in modes.items():
         figures.band(right, x, _values(records, "batch", classes, name), label, color)
-    left.set(title="every method, in inference", ylabel="test accuracy")
+    left.set(title="all methods, in inference", ylabel="test accuracy")
     right.set(title="batch norm alone", ylabel="accuracy")
     for axis in (left, right):
-        axis.set_xticks(x, [str(c) for c in classes])
+        axis.set_xticks(x, ["mixed" if c == "any" else str(c) for c in classes])
         axis.set(xlabel="classes in a training batch", ylim=(0, 1.03))
         axis.legend(fontsize=8)
         percent(axis)
@@ -72,7 +72,7 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Says what few classes cost batch norm and the rest, and which method is better."""
+    """Reports what few classes cost with and without batch norm, and which methods are better."""
     few = [c for c in records.labels("classes") if c != "any"]
     rows = []
     for method in records.labels("norm"):
@@ -98,15 +98,15 @@ def _with_few(records: Records, count: int) -> str:
             for method in ("batch", "none")
         )
         sentences.append(
-            f"**{_classes(count)} in a batch, batch norm is worse: {loss.verdict}.** Against mixed"
-            f" batches it loses {100 * loss.mean:.1f} points (95% interval {100 * loss.low:.1f} to"
-            f" {100 * loss.high:.1f}). Without a norm {100 * loss_without.mean:.1f} points are"
-            " lost, for such batches mislead the optimizer too."
+            f"**Batch norm is worse with {_classes(count)} in a batch: {loss.verdict}.** Its test"
+            f" accuracy is {points(loss, 'lower', 'higher')} than with mixed batches. Without a"
+            f" norm, it is {points(loss_without, 'lower', 'higher')}, because such batches also"
+            " mislead the optimizer."
         )
     sentences.append(
-        f"Batch norm is right on {spread(inference):.1%} of the test images by running"
-        f" statistics, {spread(own):.1%} by their own, and on {spread(train):.1%} of its last"
-        " training batches."
+        f"Batch norm classifies {spread(inference):.1%} of the test images correctly with running"
+        f" statistics, and {spread(own):.1%} with the test images' own statistics. In training, it"
+        f" classified {spread(train):.1%} of the images in the last batches correctly."
     )
     better = [
         f"{figures.METHODS[method][0]} ({spread(values):.1%})"
@@ -115,18 +115,22 @@ def _with_few(records: Records, count: int) -> str:
         for values in [_chosen(records, method, count).values("accuracy")]
         if difference(values, inference, relevant=0.02).verdict == "held"
     ]
+    names = listed(better) if better else "no other method"
     sentences.append(
-        f"Clearly better than it: {listed(better) if better else 'none of the others'}."
+        f"By test accuracy, {names} {'are' if len(better) > 1 else 'is'} clearly better than batch"
+        " norm."
     )
     return " ".join(sentences)
 
 
 def _classes(count: Any) -> str:
+    if count == "any":
+        return "mixed"
     return f"{count} class" if count == 1 else f"{count} classes"
 
 
 def _chosen(records: Records, method: str, classes: Any) -> Records:
-    """The method at the learning rate that was best on the test images."""
+    """Returns the runs of a method and number of classes at the best learning rate."""
     return records.where(norm=method, classes=classes).best("rate", "accuracy")
 
 
@@ -137,24 +141,24 @@ def _values(records: Records, method: str, classes: list[Any], name: str) -> np.
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     run = records[0]
-    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
-    counts = listed(str(count) for count in records.labels("classes") if count != "any")
+    counts = [str(count) for count in records.labels("classes") if count != "any"]
     return (
-        f"{convolutions(records)}, {run.value('epochs'):g} epochs of batches of"
-        f" {run.value('batch_size')} that hold equal parts of so many classes ({counts}), or what"
-        f" chance gives; learning rate falling to 0 from one of {rates}, each method at the best of"
-        f" them on the test images. Running statistics keep {run.value('norm.decay'):g} of the old."
+        f"The network has {convolutions(records)}. We train it for {run.value('epochs'):g} epochs"
+        f" with batches of {run.value('batch_size')}. A batch holds equal parts of"
+        f" {listed(counts, 'or')} classes, or images that are mixed at random."
+        f" {best_rate(records, 'each method and number of classes')} Running statistics have a"
+        f" decay of {run.value('norm.decay'):g}."
     )
 
 
 STUDY = Study(
     name="not_iid",
-    question="What happens when batches are not mixed?",
+    question="What happens if a batch holds few classes?",
     claim=(
-        "where a batch holds few classes its statistics are not those of the data, and batch norm "
-        "fails in inference; batch renorm and running batch norm do not (Ioffe 2017)."
+        "If a batch holds few classes, its statistics differ from those of the data, and batch norm"
+        " fails in inference. Batch renorm and running batch norm work (Ioffe 2017)."
     ),
     method=method,
     settings=settings,

@@ -1,4 +1,4 @@
-"""Ways in which test images may differ from the training images."""
+"""Changes of test images."""
 
 from collections.abc import Callable
 
@@ -18,36 +18,37 @@ PERTURBATIONS: dict[str, tuple[Perturbation, tuple[float, ...], float, str]] = {
         lambda x, level, _: x + 255 * level,
         (-1.0, -0.5, 0.0, 0.5, 1.0),
         0.0,
-        "added, of the pixels' range",
+        "offset, in units of the pixels' range",
     ),
     "contrast": (
         lambda x, level, _: _mean(x) + level * (x - _mean(x)),
         (0.1, 0.25, 0.5, 1.0, 2.0),
         1.0,
-        "factor, about the image's mean",
+        "factor, around the image's mean",
     ),
     "noise": (
         lambda x, level, random: x + 255 * level * random.standard_normal(x.shape),
         (0.0, 0.1, 0.2, 0.3, 0.4),
         0.0,
-        "deviation, of the pixels' range",
+        "std, in units of the pixels' range",
     ),
     "blur": (
         lambda x, level, _: ndimage.gaussian_filter(x, (0, level, level, 0)),
         (0.0, 0.5, 0.75, 1.0, 1.5),
         0.0,
-        "Gaussian's deviation, pixels",
+        "std of the Gaussian, in pixels",
     ),
 }
-"""What is done to images `[n, height, width, channels]` of 0 to 255, its levels, the one that
-changes nothing, and what a level is.
+"""For each kind of change: a function, its levels, the level that changes nothing, and the meaning
+of a level in words.
 
-Nothing is clipped, so that a change of scale is just that.
+The function takes images `[n, height, width, channels]` with values from 0 to 255. Values are not
+clipped, so that a change of scale changes only the scale.
 """
 
 
 def perturb(images: np.ndarray, name: str, level: float, seed: int = 0) -> np.ndarray:
-    """Returns the images, perturbed, as float32."""
+    """Returns the perturbed images as float32."""
     function, *_ = PERTURBATIONS[name]
     return function(images.astype(np.float32), level, np.random.default_rng(seed)).astype(
         np.float32

@@ -1,4 +1,4 @@
-"""Phrases for numbers: spreads, differences, and whether a claim held."""
+"""Numbers in words: spreads, differences and verdicts on claims."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -29,13 +29,13 @@ def spread(values: ArrayLike) -> Spread:
 
 
 class Difference(NamedTuple):
-    """How much greater the mean of one sample is than that of another.
+    """Difference between the means of two samples.
 
     Attributes:
       mean: the difference.
       low: lower end of its 95% interval (Welch's, unpaired).
-      high: upper end.
-      relevant: the smallest difference worth the name.
+      high: upper end of the interval.
+      relevant: the smallest difference that matters.
     """
 
     mean: float
@@ -45,7 +45,10 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether there is a relevant difference: yes, no, or too little data to tell."""
+        """The answer to the claim that there is a relevant difference.
+
+        It is "unclear" if the runs are too few, or differ too much, to tell.
+        """
         if self.low > 0 and self.mean >= self.relevant:
             return "held"
         return "did not hold" if self.high < self.relevant else "unclear"
@@ -55,7 +58,7 @@ class Difference(NamedTuple):
 
 
 def difference(more: ArrayLike, less: ArrayLike, relevant: float) -> Difference:
-    """Returns mean(more) - mean(less) with its uncertainty; of single values it is unlimited."""
+    """Returns mean(more) - mean(less) with its 95% interval, which has no limits for one value."""
     more, less = np.asarray(more, float), np.asarray(less, float)
     mean = more.mean() - less.mean()
     if min(len(more), len(less)) < 2:
@@ -69,10 +72,24 @@ def difference(more: ArrayLike, less: ArrayLike, relevant: float) -> Difference:
     return Difference(mean, mean - reach, mean + reach, relevant)
 
 
-def listed(items: Iterable[str]) -> str:
+def points(change: Difference, more: str, less: str) -> str:
+    """Returns a difference of shares in words: "higher by 1.2 points (95% interval 0.4 to 2.0)".
+
+    Args:
+      change: the difference.
+      more: word for a positive difference.
+      less: word for a negative difference.
+    """
+    values = [100 * value for value in (change.mean, change.low, change.high)]
+    mean, low, high = values if change.mean >= 0 else (-values[0], -values[2], -values[1])
+    word = more if change.mean >= 0 else less
+    return f"{word} by {mean:.1f} points (95% interval {low:.1f} to {high:.1f})"
+
+
+def listed(items: Iterable[str], word: str = "and") -> str:
     """Returns the items as in a sentence: a, b and c."""
     *first, last = items
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

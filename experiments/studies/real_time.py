@@ -1,4 +1,4 @@
-"""One example at a time: its latency, folded or not, and whether its batch mates matter."""
+"""Measures inference on one image: its latency, folded or not, and the effect of other images."""
 
 import time
 from functools import partial
@@ -31,7 +31,7 @@ _IMAGES, _BATCHES, _SIZE = 12, 20, 8
 
 
 def settings(scale: Scale) -> list[Setting]:
-    """Returns trained nets that see images among others, and nets to be timed."""
+    """Returns networks to train, which classify images among others, and networks to time."""
     seeds = 1 if scale == "smoke" else 5
     config = change(base(scale, "real_time"), optimizer={"learning_rate": 0.1})
     runs = [
@@ -47,7 +47,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns what batch mates and folding change, or latencies in microseconds."""
+    """Returns the effects of other images and of folding, or latencies in microseconds."""
     if setting.labels["measure"] == "mates":
         return _mates(setting.config, dataset)
     size = 8 if setting.labels["net"] == "small" else 32
@@ -57,7 +57,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
     for program in programs.values():
         jax.block_until_ready(program(x))
     seconds = {variant: [] for variant in VARIANTS}
-    # In turns, so that what else the machine does falls on all.
+    # They take turns, so that other work on the machine affects all of them.
     for _ in range(setting.labels["calls"]):
         for variant, program in programs.items():
             start = time.perf_counter()
@@ -67,7 +67,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def _program(config: Config, variant: str, x: jax.Array) -> Any:
-    """A compiled inference of one image, given its weights once."""
+    """Returns the compiled inference of one image, `program(x)`."""
     config = change(config, norm={"method": "none" if variant == "none" else "batch"})
     model = make_model(config, 10, config.norm.make())
     variables = jax.jit(model.init, static_argnums=2)(jax.random.key(config.seed), x, False)
@@ -75,13 +75,13 @@ def _program(config: Config, variant: str, x: jax.Array) -> Any:
     if variant == "folded":
         folded = jbn.linen.fold(model, variables, x, train=False)
         apply, variables = folded.apply, folded.variables
-    # As arguments: of constants XLA would compute the norm's gain in advance, folded or not.
+    # Variables are arguments. With constants, XLA would compute the norm's gain in advance.
     compiled = jax.jit(lambda variables, x: apply(variables, x, train=False)).lower(variables, x)
     return partial(compiled.compile(), variables)
 
 
 def _mates(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Trains, then shows images alone and in batches with random others."""
+    """Trains, and then classifies images alone and in batches with random others."""
     training = Training(config, dataset)
     training.advance(training.total_steps)
     random = np.random.default_rng(config.seed)
@@ -112,13 +112,13 @@ def _mates(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def _flipped(probabilities: np.ndarray) -> np.ndarray:
-    """Share of images whose predicted class depends on their mates."""
+    """Returns the share of images whose predicted class depends on the other images."""
     classes = probabilities.argmax(-1)
     return np.mean((classes != classes[:, :1]).any(1))
 
 
 def _folding_error(training: Training, images: np.ndarray) -> float:
-    """Largest difference of a logit that folding makes, relative to the largest logit."""
+    """Returns the largest change of a logit by folding, relative to the largest logit."""
     config = training.config
     model = make_model(config, len(training.dataset.classes), config.norm.make())
     x = jnp.asarray(training.call(_normalized, images))
@@ -134,7 +134,7 @@ def _normalized(learner, state, images):
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws the latencies, and what the mates do to an image's probability."""
+    """Draws the latencies, and the probabilities of the true class among other images."""
     mates, timed = records.where(measure="mates"), records.where(measure="latency")
     nets = timed.labels("net")
     figure, axes = figures.new(1 + len(nets), STUDY.question, caption, width=4.4)
@@ -153,66 +153,70 @@ def plot(records: Records, caption: str) -> Figure:
             x = np.full(len(values), image + apart)
             right.plot(x, values, ".", color=color, alpha=0.5, label=label if image == 0 else "")
     right.set(title=f"the same image among {_SIZE - 1} others", ylim=(-0.03, 1.03))
-    right.set(xlabel=f"image; {_BATCHES} batches each (first seed)")
+    right.set(xlabel=f"image ({_BATCHES} batches for each, first seed)")
     right.set_ylabel("probability given to the true class")
     right.legend(fontsize=8, loc="lower left")
     return figure
 
 
 def answer(records: Records) -> str:
-    """Says what mates change, what folding changes, and how long an image takes."""
+    """Reports the effects of other images and of folding, and the latencies."""
     mates, timed = records.where(measure="mates"), records.where(measure="latency")
     flipped = mates.values("flipped_own")
     exact = mates.values("changed").max() < 1e-5 and mates.values("flipped").max() == 0
     paragraphs = [
         (
-            f"**Identical outputs whatever the batch mates: {'held' if exact else 'did not hold'}**"
-            " by running statistics: no logit changed by more than"
-            f" {mates.values('changed').max():.1g} of the largest, which is rounding. By the"
-            f" batch's own statistics the class of {spread(flipped):.0%} of the images depended on"
-            f" the {_SIZE - 1} others."
+            "**With running statistics, the outputs do not depend on other images:"
+            f" {'held' if exact else 'did not hold'}.** The largest change of a logit is"
+            f" {mates.values('changed').max():.1g} of the largest logit"
+            f"{', which is rounding' if exact else ''}. With the batch's own statistics, the"
+            f" predicted class of {spread(flipped):.0%} of the images depends on the {_SIZE - 1}"
+            " other images of the batch."
         ),
         (
-            "**Folding changes nothing:"
+            "**Folding does not change the outputs:"
             f" {'held' if mates.values('folding').max() < 1e-5 else 'did not hold'}.** The largest"
-            f" difference of a logit is {mates.values('folding').max():.1g} of the largest logit."
+            f" change of a logit is {mates.values('folding').max():.1g} of the largest logit."
         ),
     ]
     rows = []
     for net in timed.labels("net"):
         arm = timed.where(net=net)
         plain, folded, none = (arm.values(name) for name in ("batch", "folded", "none"))
-        # Of pairs, which were timed in turns.
+        # Differences are taken in pairs, because the variants were timed in turns.
         saved = difference(plain - folded, np.zeros(len(plain)), relevant=0.02 * plain.mean())
         paragraphs.append(
-            f"**Folding makes one image faster, {NETS[net]}: {saved.verdict}.** {spread(plain):.0f}"
-            f" microseconds with batch norm, {spread(folded):.0f} folded, {spread(none):.0f}"
-            f" without a norm; folding saves {saved:.0f}, paired by repetition, and takes"
-            f" {folded.mean() / plain.mean():.2f} of the time."
+            f"**Folding saves time for one image ({NETS[net]}): {saved.verdict}.** Inference takes"
+            f" {spread(plain):.0f} microseconds with batch norm, {spread(folded):.0f} with folded"
+            f" batch norm, and {spread(none):.0f} without a norm. Folding saves {saved.mean:.0f}"
+            f" microseconds (95% interval {saved.low:.0f} to {saved.high:.0f}, from pairs of the"
+            f" same repetition). Folded inference takes {folded.mean() / plain.mean():.2f} of the"
+            " time."
         )
         rows.append([NETS[net], *(f"{spread(arm.values(v)):.0f}" for v in VARIANTS)])
-    head = ["microseconds an image", *(label for label, _ in VARIANTS.values())]
+    head = ["microseconds for one image", *(label for label, _ in VARIANTS.values())]
     return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     calls = records.where(measure="latency")[0].labels["calls"]
     return (
-        f"{convolutions(records)} trained for {records[0].value('epochs'):g} epochs: {_IMAGES} test"
-        f" images, each in {_BATCHES} batches with {_SIZE - 1} random others. Latency: the median"
-        f" of {calls} calls of a compiled inference that is given its weights, the variants in"
-        " turns, of nets with their initial weights; the runs' seeds are repetitions."
+        f"We train a network with {convolutions(records)} for {records[0].value('epochs'):g}"
+        f" epochs. Then we classify {_IMAGES} test images, each in {_BATCHES} batches with"
+        f" {_SIZE - 1} random other images. For the latency we take networks with their initial"
+        f" weights, and the median of {calls} calls of the compiled inference. Its weights are"
+        " arguments, and the variants take turns. There, seeds are repetitions."
     )
 
 
 STUDY = Study(
     name="real_time",
-    question="One image at a time: how fast, and do others matter?",
+    question="How fast is inference on one image, and do other images matter?",
     claim=(
-        "batch norm is awkward for one example in real time: it costs time, and results depend on"
-        " the batch. By running statistics they do not, and folded into the convolutions it costs"
-        " nothing."
+        "For inference on one example, batch norm costs time, and results depend on the batch. With"
+        " running statistics, results do not depend on the batch. If batch norm is folded into the"
+        " convolutions, it costs nothing."
     ),
     method=method,
     settings=settings,

@@ -1,4 +1,4 @@
-"""What a study's runs measured: a line of `runs.jsonl` each, found again by its settings."""
+"""The stored runs of a study, each one line of `runs.jsonl`, which is found by its setting."""
 
 import json
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from experiments.config import Config, changes, flat
 
 
 class Setting(NamedTuple):
-    """A run to be made.
+    """A run to make.
 
     Attributes:
-      labels: what varies within the study, by name, for tables and figures.
+      labels: values that vary within the study, by name, for tables and figures.
       config: the whole configuration.
     """
 
@@ -28,13 +28,13 @@ class Setting(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A run that was made.
+    """A finished run.
 
     Attributes:
-      labels: those of its setting.
-      config: what its configuration has other than the defaults.
-      result: what was measured.
-      seconds: how long it took, with compilation.
+      labels: labels of its setting.
+      config: settings that differ from the defaults.
+      result: measured values.
+      seconds: duration of the run with compilation.
     """
 
     labels: dict[str, Any]
@@ -48,12 +48,12 @@ class Record(NamedTuple):
         return _key(self.labels, self.config)
 
     def value(self, name: str) -> Any:
-        """Returns what the run's configuration has: `value("norm.decay")`."""
+        """Returns a value of the run's configuration: `value("norm.decay")`."""
         return (flat(Config("")) | self.config)[name]
 
 
 class Records(list[Record]):
-    """Runs, to choose from by their labels."""
+    """Runs that can be selected by their labels."""
 
     def where(self, **labels: Any) -> "Records":
         """Returns the runs with these labels."""
@@ -64,17 +64,17 @@ class Records(list[Record]):
         return list(dict.fromkeys(r.labels[name] for r in self if name in r.labels))
 
     def best(self, label: str, result: str) -> "Records":
-        """Returns the runs with the value of a label at which the result's mean is the highest."""
+        """Returns the runs with the best value of a label, that with the highest mean result."""
         choices = [self.where(**{label: value}) for value in self.labels(label)]
         return max(choices, key=lambda runs: runs.values(result).mean(), default=Records())
 
     def values(self, name: str) -> np.ndarray:
-        """Returns a result of each run, `[runs, ...]`; NaN for what did not happen."""
+        """Returns a result of each run, `[runs, ...]`, with NaN in place of None."""
         return np.array([r.result[name] for r in self], float)
 
 
 def load(path: Path) -> Records:
-    """Returns all runs of the file but a last one that was cut short."""
+    """Returns all runs in the file, except a last one that was cut short."""
     if not path.exists():
         return Records()
     lines = path.read_text().splitlines(keepends=True)
@@ -82,7 +82,7 @@ def load(path: Path) -> Records:
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds a run as one whole line, in the place of a last one that was cut short."""
+    """Adds a run as one line. It replaces a last line that was cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)
@@ -91,7 +91,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def wanted(records: Iterable[Record], settings: Iterable[Setting]) -> Records:
-    """Returns the runs of the settings that were made, in the settings' order."""
+    """Returns the finished runs of the settings, in the order of the settings."""
     made = {record.key: record for record in records}
     return Records(made[s.key] for s in settings if s.key in made)
 

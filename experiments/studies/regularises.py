@@ -1,4 +1,4 @@
-"""The gap between training and test accuracy, with batch norm, without, and without its noise."""
+"""Measures the gap between training and test accuracy, with batch norm and without its noise."""
 
 from itertools import product
 from typing import Any
@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from experiments.data import Dataset
 from experiments.studies import figures
-from experiments.studies.base import RATES, base, change, convolutions
+from experiments.studies.base import RATES, base, best_rate, change, convolutions
 from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import Difference, difference, listed, spread, table
+from experiments.studies.phrases import difference, points, spread, table
 from experiments.studies.records import Records, Setting
 from experiments.studies.training import Training, accuracy, cross_entropy, logits
 
@@ -67,7 +67,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws the gap of each arm, a panel for each size."""
+    """Draws the gap of each arm, with a panel for each size."""
     sizes = records.labels("images")
     figure, axes = figures.new(len(sizes), STUDY.question, caption, width=5.2)
     for axis, size in zip(axes, sizes, strict=True):
@@ -81,69 +81,64 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Compares each arm's gap, and what small normalization batches add."""
+    """Compares the gaps of the arms, and reports the effect of small normalization batches."""
     paragraphs, rows = [], []
     for size in records.labels("images"):
         arms = _chosen(records.where(images=size))
         gaps = {arm: runs.values("gap") for arm, runs in arms.items()}
         smaller = difference(gaps["none"], gaps["batch 64"], relevant=0.005)
         paragraphs.append(
-            f"**With {size:,} training images, a smaller gap with batch norm (of 64) than without: "
-            f"{smaller.verdict}.** It is {_points(smaller)}. With it {_rates(arms['batch 64'])},"
-            f" without {_rates(arms['none'])}. {_noise(gaps)}"
+            f"**Batch norm makes the gap smaller with {size:,} training images:"
+            f" {smaller.verdict}.** With batch norm of 64, the gap is"
+            f" {points(smaller, 'smaller', 'larger')} than without a norm. The network with batch"
+            f" norm classifies {_rates(arms['batch 64'])} correctly. The network without a norm"
+            f" classifies {_rates(arms['none'])} correctly. {_noise(gaps)}"
         )
         for arm, runs in arms.items():
             cells = [f"{spread(runs.values(n)):.1%}" for n in ("train_accuracy", "accuracy", "gap")]
             cells.append(f"{spread(runs.values('loss')):.3f}")
             rows.append([f"{size:,}", _NAMES[arm], f"{runs[0].labels['rate']:g}", *cells])
-    head = ["images", "", "learning rate", "training", "test", "gap", "test loss"]
+    head = ["training images", "norm", "learning rate"]
+    head += ["training accuracy", "test accuracy", "gap", "test loss"]
     return "\n\n".join([*paragraphs, table(head, rows)])
 
 
 def _noise(gaps: dict[str, np.ndarray]) -> str:
     sentences = []
-    for name, arms in {
-        "The noise of small normalisation batches (4 against 64)": ("batch 64", "batch 4"),
-        "The noise of a batch of 64 (against renorm, which normalises by running statistics)": (
-            "renorm",
-            "batch 64",
-        ),
-    }.items():
-        if all(arm in gaps for arm in arms):
-            less = difference(gaps[arms[0]], gaps[arms[1]], relevant=0.005)
-            sentences.append(f"{name} makes the gap smaller: {less.verdict}, {_points(less)}.")
+    for noise, (one, other), names in (
+        ("small batches", ("batch 64", "batch 4"), ("With batch norm of 4", "with 64")),
+        ("batches of 64", ("renorm", "batch 64"), ("With batch norm of 64", "with renorm")),
+    ):
+        if one in gaps and other in gaps:
+            less = difference(gaps[one], gaps[other], relevant=0.005)
+            sentences.append(
+                f"The noise of {noise} makes the gap smaller: {less.verdict}. {names[0]}, it is"
+                f" {points(less, 'smaller', 'larger')} than {names[1]}."
+            )
     return " ".join(sentences)
-
-
-def _points(less: Difference) -> str:
-    points = [100 * value for value in (less.mean, less.low, less.high)]
-    word = "smaller" if less.mean >= 0 else "larger"
-    mean, low, high = points if less.mean >= 0 else (-points[0], -points[2], -points[1])
-    return f"{word} by {mean:.1f} points (95% interval {low:.1f} to {high:.1f})"
 
 
 def _rates(runs: Records) -> str:
     train, test = (spread(runs.values(name)) for name in ("train_accuracy", "accuracy"))
-    return f"{train:.1%} of the training and {test:.1%} of the test images are right"
+    return f"{train:.1%} of the training images and {test:.1%} of the test images"
 
 
 def _chosen(records: Records) -> dict[str, Records]:
-    """Each arm at the learning rate that was best on the test images."""
+    """Returns the runs of each arm at the learning rate with the best test accuracy."""
     return {arm: records.where(arm=arm).best("rate", "accuracy") for arm in records.labels("arm")}
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     run, images = records[0], records[0].labels["images"]
     batch = run.value("batch_size")
     steps = round(run.value("epochs") * (images // batch))
-    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
     return (
-        f"{convolutions(records)}, {steps} steps of {batch} images, no augmentation, no weight"
-        f" decay, learning rate falling to 0 from one of {rates}, each arm at the best of them on"
-        f" the test images. Normalisation batches below {batch} are parts of the optimizer's batch."
-        " Renorm normalises by running statistics within its limits, so that its training has"
-        " little of a batch's noise."
+        f"The network has {convolutions(records)}. We train it for {steps} steps of {batch} images,"
+        " without augmentation and without weight decay."
+        f" {best_rate(records, 'each norm and number of training images')} Batch norm of 4"
+        " normalizes 4 images of a batch together. Renorm normalizes by running statistics within"
+        " its limits, so its training has little of the noise of a batch."
     )
 
 
@@ -151,8 +146,8 @@ STUDY = Study(
     name="regularises",
     question="Does batch norm narrow the gap between training and test?",
     claim=(
-        "batch norm regularises: the noise of its statistics narrows the gap between training and "
-        "test accuracy."
+        "Batch norm regularizes, because the noise of its statistics narrows the gap between"
+        " training and test accuracy."
     ),
     method=method,
     settings=settings,

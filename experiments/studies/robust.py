@@ -1,4 +1,4 @@
-"""Inputs of another scale in training, other inputs at test time, and statistics that adapt."""
+"""Measures training on inputs of another scale, changed test images, and adapted statistics."""
 
 from itertools import product
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
 from experiments.report import percent
 from experiments.studies import figures
-from experiments.studies.base import RATES, base, change, convolutions
+from experiments.studies.base import RATES, base, best_rate, change, convolutions
 from experiments.studies.definition import Scale, Study
 from experiments.studies.perturb import PERTURBATIONS, perturb
 from experiments.studies.phrases import difference, listed, spread, table
@@ -21,9 +21,9 @@ from jbn._norms.method import Wrapped, replaced_method
 
 SIZES = (1, 4, 16, 64, 256)
 WEIGHTS = (0, 16)
-"""N, how many images the training statistics count as."""
+"""Values of N, the number of images that the training statistics count as."""
 ADAPTED_TO = {"brightness": 0.5, "contrast": 0.25, "noise": 0.3, "blur": 1.0}
-"""What the statistics are adapted to."""
+"""The changes of test images that the statistics are adapted to, each at one level."""
 
 
 def settings(scale: Scale) -> list[Setting]:
@@ -41,7 +41,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns accuracies on plain and on perturbed images, and with adapted statistics."""
+    """Returns the accuracies on plain and on perturbed images, and with adapted statistics."""
     training = Training(setting.config, dataset)
     training.advance(training.total_steps)
     images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
@@ -64,10 +64,10 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def _adapted_accuracy(training: Training, name: str, size: int, weight: int) -> float:
-    """Accuracy on perturbed images that come in batches of `size`."""
+    """Returns the accuracy on batches of `size` perturbed images, with adapted statistics."""
     images, labels = training.dataset.test_images[:2000], training.dataset.test_labels[:2000]
     images = perturb(images, name, ADAPTED_TO[name])
-    # All images in a random order, and some of them again, to fill the last batch.
+    # All images come in a random order. Some come again to fill the last batch.
     order = np.random.default_rng(0).permutation(len(labels))
     order = np.resize(order, -(-len(labels) // size) * size)
     batches = images[order].reshape(-1, size, *images.shape[1:])
@@ -78,13 +78,13 @@ def _adapted_accuracy(training: Training, name: str, size: int, weight: int) -> 
 def _adapted_logits(
     learner: Learner, state: TrainState, batches: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    """Logits of batches `[batches, size, ...]`, each normalized by adapted statistics."""
+    """Returns the logits of batches `[batches, size, ...]`, normalized by adapted statistics."""
     with replaced_method(lambda method: _Blended(method, weight=weight)):
         return jax.vmap(lambda images: logits_by_batch(learner, state, images))(batches)
 
 
 class _Blended(Wrapped):
-    """Normalizes as inference does with statistics blended with those of the batch."""
+    """Normalizes by a weighted mean of the running statistics and the statistics of the batch."""
 
     weight: Any
 
@@ -96,7 +96,7 @@ class _Blended(Wrapped):
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws accuracy against the training inputs' scale, each perturbation, and adaptation."""
+    """Draws the accuracy by scale of training inputs, by perturbation, and with adaptation."""
     records = _chosen(records)
     figure, axes = figures.new(4, STUDY.question, caption, rows=2, width=3.3, height=3.3)
     *axes, legend = axes
@@ -147,7 +147,7 @@ def _all_labels(*axes):
 
 
 def answer(records: Records) -> str:
-    """Compares the nets at every scale and perturbation, and adaptation with none."""
+    """Compares the networks at every scale and perturbation, with and without adaptation."""
     records = _chosen(records)
     arms = {norm: records.where(norm=norm) for norm in ("batch", "none")}
     rows, gains = [], [g for g in records.labels("gain") if g != 1]
@@ -163,12 +163,14 @@ def answer(records: Records) -> str:
         held = sum(d.verdict == "held" for d in worse)
         spans = arms["batch"].values("accuracy")
         paragraphs.append(
-            f"**Training on inputs of another scale: batch norm better at {held} of {len(worse)}"
-            f" scales.** With it, accuracies lie between {spans.min():.1%} and {spans.max():.1%}"
-            f" over all scales and seeds; at scale 1 they are {spread(plain[0]):.1%} with and"
-            f" {spread(plain[1]):.1%} without."
+            f"**Training is robust to the scale of the inputs: batch norm is better at {held} of"
+            f" {len(worse)} scales.** With batch norm, the accuracies over all scales and seeds lie"
+            f" between"
+            f" {spans.min():.1%} and {spans.max():.1%}. At scale 1, the accuracy is"
+            f" {spread(plain[0]):.1%} with batch norm, and {spread(plain[1]):.1%} without a norm."
         )
-        paragraphs.append(table(["scale in training", "batch norm", "no norm", "better?"], rows))
+        head = ["scale in training", "batch norm", "no norm", "batch norm is better"]
+        paragraphs.append(table(head, rows))
     rows, verdicts = [], []
     for name, (_, _, neutral, _) in PERTURBATIONS.items():
         (levels, batch), (_, none) = (_perturbed(arm, name) for arm in arms.values())
@@ -187,15 +189,15 @@ def answer(records: Records) -> str:
     verdict = "unclear" if not all_one_way else "held" if counts["better"] else "did not hold"
     verdict = "did not hold in general" if counts["worse"] else verdict
     paragraphs.append(
-        f"**Test images that differ from the training images: {verdict}.** By at least one point"
-        f" and clearly, batch norm is better at {counts['better']} of {len(rows)} levels, worse at"
-        f" {counts['worse']}; the rest is not clearly different. Its statistics are those of the"
-        " training images, which the test images no longer have."
+        f"**Inference is robust to changed test images: {verdict}.** We changed the test images in"
+        f" {len(PERTURBATIONS)} ways, to {len(rows)} levels in all. Batch norm is clearly better,"
+        f" by at least one point, at {counts['better']} levels, and clearly worse at"
+        f" {counts['worse']}. At the other {counts['not clearly different']} levels there is no"
+        " clear difference. The running statistics come from the training images, and do not fit"
+        " the changed images."
     )
     paragraphs.append(_adaptation(records))
-    paragraphs.append(
-        table(["test images", "level", "batch norm", "no norm", "batch norm is"], rows)
-    )
+    paragraphs.append(table(["change", "level", "batch norm", "no norm", "batch norm is"], rows))
     return "\n\n".join(paragraphs)
 
 
@@ -206,21 +208,24 @@ def _adaptation(records: Records) -> str:
     for weight, values in adapted.items():
         gains = [difference(values[:, at], plain, relevant=0.01) for at in range(len(sizes))]
         enough = [size for size, gain in zip(sizes, gains, strict=True) if gain.verdict == "held"]
-        listed_values = ", ".join(
-            f"{spread(values[:, at]):.1%} at {size}" for at, size in enumerate(sizes)
+        accuracies = listed(f"{spread(values[:, at]):.1%}" for at in range(len(sizes)))
+        best = f"from {enough[0]} images on" if enough else "at no size"
+        sentences.append(
+            f"With N = {weight} and test batches of {listed(map(str, sizes))} images, the accuracy"
+            f" is {accuracies}. It is clearly better than without adaptation {best}."
         )
-        best = f"better from {enough[0]} images on" if enough else "at no size clearly better"
-        sentences.append(f"with N = {weight}: {listed_values} ({best})")
     return (
-        f"**Adapting the statistics to the test images** ({', '.join(ADAPTED_TO)}, one level of"
-        f" each, mean): without, {spread(plain):.1%}; {'; '.join(sentences)}; the net without a"
-        f" norm {spread(none):.1%}. N is how many images the training statistics count as, against"
-        " those of the test batch."
+        "**Adaptation of the statistics to the test images.** We measured the mean accuracy over"
+        f" {len(ADAPTED_TO)} changes of the test images ({', '.join(ADAPTED_TO)}), each at one"
+        f" level. Without adaptation it is {spread(plain):.1%} with batch norm, and"
+        f" {spread(none):.1%} without a norm. Adapted statistics are a weighted mean: the training"
+        " statistics count as N images, and the statistics of a test batch count as its number of"
+        f" images. {' '.join(sentences)}"
     )
 
 
 def _chosen(records: Records) -> Records:
-    """Each net at each scale at the learning rate that was best on plain test images."""
+    """Returns the runs of each network and scale at the rate with the best test accuracy."""
     pairs = product(records.labels("norm"), records.labels("gain"))
     return Records(
         run
@@ -230,13 +235,13 @@ def _chosen(records: Records) -> Records:
 
 
 def _perturbed(arm: Records, name: str) -> tuple[list[float], np.ndarray]:
-    """Levels, and accuracies `[runs, levels]`."""
+    """Returns the levels, and accuracies `[runs, levels]`."""
     pairs = np.array([r.result["perturbed"][name] for r in arm.where(gain=1.0)])
     return pairs[0, :, 0].tolist(), pairs[:, :, 1]
 
 
 def _unadapted(arm: Records) -> np.ndarray:
-    """Each run's accuracy, mean over what is adapted to."""
+    """Returns the accuracy of each run without adaptation, as a mean over `ADAPTED_TO`."""
     rows = []
     for name, level in ADAPTED_TO.items():
         levels, values = _perturbed(arm, name)
@@ -245,7 +250,7 @@ def _unadapted(arm: Records) -> np.ndarray:
 
 
 def _adapted(records: Records) -> tuple[list[int], dict[int, np.ndarray]]:
-    """Batch sizes, and for each N accuracies `[runs, sizes]`, mean over what is adapted to."""
+    """Returns the batch sizes, and accuracies `[runs, sizes]` by N, means over `ADAPTED_TO`."""
     runs = [r.result["adapted"] for r in records.where(norm="batch", gain=1.0)]
     sizes = list(dict.fromkeys(size for _, size, _, _ in runs[0]))
     weights = dict.fromkeys(weight for *_, weight, _ in runs[0])
@@ -260,25 +265,24 @@ def _adapted(records: Records) -> tuple[list[int], dict[int, np.ndarray]]:
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     run = records[0]
-    rates = listed(f"{rate:g}" for rate in records.labels("rate"))
     return (
-        f"{convolutions(records)}, {run.value('epochs'):g} epochs, batches of"
-        f" {run.value('batch_size')}, learning rate falling to 0 from one of {rates}, each net at"
-        " each scale at the best of them on plain test images. Test images are perturbed before"
-        " they are normalised by the training images' mean and deviation, and not clipped. Adapted"
-        " statistics are a mean of the training statistics, counted as N images, and those of the"
-        " test batch, in each layer in turn (Schneider et al. 2020)."
+        f"The network has {convolutions(records)}. We train it for {run.value('epochs'):g} epochs"
+        f" with batches of {run.value('batch_size')}. {best_rate(records, 'each norm and scale')}"
+        " Test images are changed before they are normalized by the mean and the standard deviation"
+        " of the training images, and they are not clipped. Statistics are adapted in one layer"
+        " after another, from the input on (Schneider et al. 2020)."
     )
 
 
 STUDY = Study(
     name="robust",
-    question="Does batch norm make a net robust to other inputs?",
+    question="Does batch norm make a network robust to changed inputs?",
     claim=(
-        "batch norm makes a net indifferent to the scale and shift of its inputs and robust to"
-        " changes of them; statistics adapted to the test images undo a shift."
+        "With batch norm, the scale and the shift of the inputs do not matter in training, and a"
+        " network is robust to changes of its inputs. Statistics that are adapted to the test"
+        " images undo such changes."
     ),
     method=method,
     settings=settings,

@@ -1,4 +1,4 @@
-"""Whole batches of 2 to 32 images at a steady rate: which methods still infer."""
+"""Measures inference after training with batches of 2 to 32 images at a constant rate."""
 
 from itertools import product
 from typing import Any
@@ -11,14 +11,15 @@ from experiments.report import percent
 from experiments.studies import figures
 from experiments.studies.base import base, change, convolutions
 from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, spread, table
+from experiments.studies.phrases import difference, listed, points, spread, table
 from experiments.studies.records import Records, Setting
 from experiments.studies.training import Training, accuracy, logits
 
 _NETWORKS = {
-    "strided": "strided convolutions, norms behind activations",
-    "small": "pooled convolutions, norms before activations",
+    "strided": ("strided", "norms after activations"),
+    "small": ("pooled", "norms before activations"),
 }
+"""Name of each network, and the places of its norms."""
 _LAST_IMAGES = 256
 _EPOCHS = 2.0
 _STEADY = ((0.0, 1.0), (1.0, 1.0))
@@ -50,7 +51,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns test accuracy, and that of the last training images as they were trained on."""
+    """Returns the accuracies on test images, and on the last training images in training mode."""
     training = Training(setting.config, dataset)
     metrics = training.advance(training.total_steps)
     last = max(1, _LAST_IMAGES // setting.config.batch_size)
@@ -62,7 +63,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws test accuracy against the batch size for each network and rate."""
+    """Draws the test accuracy against the batch size for each network and learning rate."""
     networks, rates = records.labels("network"), records.labels("rate")
     figure, axes = figures.new(len(rates), STUDY.question, caption, rows=len(networks))
     for axis, (network, rate) in zip(axes, product(networks, rates), strict=True):
@@ -76,7 +77,8 @@ def plot(records: Records, caption: str) -> Figure:
         values = _values(here, "batch", sizes, "in_training")
         figures.band(axis, sizes, values, label, color, linestyle=":", marker="")
         figures.powers_of_two(axis, sizes)
-        axis.set_title(f"{_NETWORKS[network]}\nlearning rate {rate:g}", fontsize=9)
+        name, places = _NETWORKS[network]
+        axis.set_title(f"{name} network, {places}\nlearning rate {rate:g}", fontsize=9)
         axis.set(ylim=(0, 1.02))
         percent(axis)
     for axis in axes[:: len(rates)]:
@@ -88,21 +90,21 @@ def plot(records: Records, caption: str) -> Figure:
 
 
 def answer(records: Records) -> str:
-    """Compares batch norm and running batch norm at the smallest batch, by network and rate."""
+    """Compares batch norm and running batch norm with the smallest batches."""
     size = min(records.labels("size"))
     paragraphs = [
         _headline(records.where(network=network, size=size, rate=rate), network, size, rate)
         for network, rate in product(*(records.labels(name) for name in ("network", "rate")))
     ]
     sizes = (f"batches of {size}" for size in records.labels("size"))
-    head = ["test accuracy", "network", "rate", *sizes]
+    head = ["test accuracy", "network", "learning rate", *sizes]
     rows = []
     for network, name, at in product(*(records.labels(k) for k in ("network", "norm", "rate"))):
         here = records.where(network=network, norm=name, rate=at)
         cells = (
             f"{spread(here.where(size=s).values('accuracy')):.1%}" for s in here.labels("size")
         )
-        rows.append([figures.METHODS[name][0], network, f"{at:g}", *cells])
+        rows.append([figures.METHODS[name][0], _NETWORKS[network][0], f"{at:g}", *cells])
     return "\n\n".join([*paragraphs, table(head, rows)])
 
 
@@ -112,18 +114,18 @@ def _headline(records: Records, network: str, size: int, rate: float) -> str:
     trained = arms["batch"].values("in_training")
     gain = difference(running, batch, relevant=0.05)
     text = (
-        f"**Running batch norm is better with {_NETWORKS[network]}, at batches of {size} and a rate"
-        f" of {rate:g}: {gain.verdict}.** {spread(running):.1%} of the test images against"
-        f" {spread(batch):.1%} with batch norm: {100 * gain.mean:+.1f} points (95% interval"
-        f" {100 * gain.low:+.1f} to {100 * gain.high:+.1f}). Of its last {_LAST_IMAGES} training"
-        f" images, normalised by their batches, batch norm had {spread(trained):.1%} right."
+        f"**Running batch norm is better in the {_NETWORKS[network][0]} network with batches of"
+        f" {size} at a learning rate of {rate:g}: {gain.verdict}.** The test accuracy is"
+        f" {spread(running):.1%} with running batch norm, and {spread(batch):.1%} with batch norm."
+        f" Running batch norm is {points(gain, 'better', 'worse')}. In training mode, batch norm"
+        f" classified {spread(trained):.1%} of the last {_LAST_IMAGES} training images correctly."
     )
     others = [
-        f"{figures.METHODS[name][0]} {spread(arm.values('accuracy')):.1%}"
+        f"{spread(arm.values('accuracy')):.1%} with {figures.METHODS[name][0]}"
         for name, arm in arms.items()
         if name not in ("batch", "running")
     ]
-    return f"{text} The others: {listed(others)}." if others else text
+    return f"{text} The other test accuracies are {listed(others)}." if others else text
 
 
 def _values(records: Records, method: str, sizes: list[int], name: str) -> np.ndarray:
@@ -132,22 +134,23 @@ def _values(records: Records, method: str, sizes: list[int], name: str) -> np.nd
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     return (
-        f"{_EPOCHS:g} epochs of plain SGD at a steady rate, so that smaller batches are more steps;"
-        " what is normalised together is the whole batch. The strided network is fast.ai's (8, 16,"
-        " 32, 32 channels), whose last norm sees 4 values of each image; the pooled one is that of"
-        f" the other studies ({convolutions(records)}), whose last norms see a quarter of the"
-        " image's pixels."
+        f"We train for {_EPOCHS:g} epochs by plain SGD at a constant learning rate, so smaller"
+        " batches mean more steps. The whole batch is normalized together. The strided network is"
+        " fast.ai's, with convolutions of 8, 16, 32 and 32 channels and norms after the"
+        " activations. Its last norm sees 4 values of each image. The pooled network is that of the"
+        f" other studies, with {convolutions(records)} and norms before the activations. Its last"
+        " norms see a quarter of the image's pixels."
     )
 
 
 STUDY = Study(
     name="small_batches",
-    question="Which norms survive batches of two?",
+    question="Which norms work with batches of two?",
     claim=(
-        "in batches of 2 and at a large learning rate plain batch norm fails in inference and"
-        " running batch norm does not (fast.ai's course, on MNIST: 26.0% and 97.3%)."
+        "With batches of 2 and a large learning rate, plain batch norm fails in inference, and"
+        " running batch norm works (fast.ai's course, on MNIST: 26.0% and 97.3% accuracy)."
     ),
     method=method,
     settings=settings,

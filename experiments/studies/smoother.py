@@ -1,4 +1,4 @@
-"""Loss and gradient along the next step, in training with and without the norm."""
+"""Measures the loss and its gradient along a step, in training with and without batch norm."""
 
 from itertools import product
 from typing import Any
@@ -39,7 +39,7 @@ def settings(scale: Scale) -> list[Setting]:
 
 
 def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
-    """Returns the step, the loss and the measures at some twenty points of the training."""
+    """Returns the step, the loss and the measures at about twenty points of the training."""
     training = Training(setting.config, dataset)
     every = max(1, training.total_steps // 20)
     random = np.random.default_rng(setting.config.seed)
@@ -66,7 +66,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 
 def plot(records: Records, caption: str) -> Figure:
-    """Draws the measures against the step, and the last against the loss too."""
+    """Draws two of the measures against the training step, and the third against the loss."""
     figure, axes = figures.new(3, STUDY.question, caption, width=4.2)
     for norm in records.labels("norm"):
         arm = records.where(norm=norm)
@@ -116,7 +116,7 @@ def answer(records: Records) -> str:
 
 
 def _at_equal_loss(seeds, losses) -> str:
-    # The losses that both nets passed through.
+    # The range of losses that both networks passed through.
     low = max(np.quantile(values, 0.1) for values in losses.values())
     high = min(np.quantile(values, 0.9) for values in losses.values())
     turns = {}
@@ -124,20 +124,24 @@ def _at_equal_loss(seeds, losses) -> str:
         inside = (losses[norm] >= low) & (losses[norm] <= high)
         turns[norm] = np.log(arm.values("turn")[inside])
     if low >= high or min(len(v) for v in turns.values()) < 3:
-        return "The two nets' losses hardly overlap, so they cannot be compared at equal losses."
+        return (
+            "The losses of the two networks hardly overlap, so the networks cannot be compared at"
+            " equal losses."
+        )
     ratio = np.exp(turns["none"].mean() - turns["batch"].mean())
     return (
-        "The net with batch norm has a lower loss at most steps, and smaller losses and gradients"
-        f" vary less. At losses that both had (from {low:.3g} to {high:.3g}; {len(turns['none'])}"
-        f" and {len(turns['batch'])} points) the gradient's relative change is {ratio:.2f} times as"
-        " large without the norm (geometric means)."
+        "Most of the time, the network with batch norm has a lower loss, and smaller losses and"
+        " gradients vary less. So we also compared the networks at losses that both had, from"
+        f" {low:.3g} to {high:.3g}. There are {len(turns['none'])} such points without a norm, and"
+        f" {len(turns['batch'])} with batch norm. At these points the gradient's relative change is"
+        f" {ratio:.2f} times as large without a norm (ratio of geometric means)."
     )
 
 
 def _look_ahead(
     learner: Learner, state: TrainState, images: jax.Array, labels: jax.Array, size: jax.Array
 ) -> dict[str, jax.Array]:
-    """Loss and change of the gradient after a step of `size` against the gradient."""
+    """Returns the loss and the change of the gradient after a step of `size` against it."""
 
     def loss_and_grads(params):
         x = learner.normalize(images)
@@ -153,14 +157,16 @@ def _look_ahead(
 
 
 def method(records: Records) -> str:
-    """Says how it was tried."""
+    """Describes how the claim was measured."""
     run = records[0]
     return (
-        f"At {len(run.result['step'])} points of a training ({convolutions(records)}, batches of"
-        f" {run.value('batch_size')}, learning rate {run.value('optimizer.learning_rate'):g},"
-        f" Nesterov momentum 0.9, {run.value('epochs'):g} epochs) the loss of a batch and its"
-        f" gradient are taken anew after steps against the gradient of {REACH[0]:g} to"
-        f" {REACH[-1]:g} times the learning rate, from the same point on the same batch."
+        f"The network has {convolutions(records)}. We train it for {run.value('epochs'):g} epochs"
+        f" with batches of {run.value('batch_size')}, learning rate"
+        f" {run.value('optimizer.learning_rate'):g} and Nesterov momentum 0.9. At"
+        f" {len(run.result['step'])} points of the training we take a batch, and try steps against"
+        f" its gradient with {REACH[0]:g} to {REACH[-1]:g} times the learning rate. After each of"
+        " these steps, which all start at the same point, we compute the loss and the gradient of"
+        " the same batch again."
     )
 
 
@@ -168,8 +174,8 @@ STUDY = Study(
     name="smoother",
     question="Does batch norm make the loss smoother along the step?",
     claim=(
-        "with batch norm the loss and its gradient change less along the direction of a step, so"
-        " that larger steps are safe (Santurkar et al. 2018)."
+        "With batch norm, the loss and its gradient change less along the direction of a step. So"
+        " larger steps are safe (Santurkar et al. 2018)."
     ),
     method=method,
     settings=settings,

@@ -1,4 +1,4 @@
-"""A study's folder: its runs, where they were made, the figure and the answer."""
+"""The folder of a study: its runs, their environment, the figure and the answer."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from experiments.studies.records import Record, Records, Setting
 
 
 def folder_of(results: Path, name: str, scale: Scale) -> Path:
-    """Returns the folder of a study among the results of all."""
+    """Returns the folder of a study within the folder of all results."""
     return results / scale / name if scale in ("cifar10", "full") else results / name
 
 
@@ -21,7 +21,7 @@ class StudyFolder:
     """A folder with `runs.jsonl`, `environment.json`, `figure.png` and `answer.md`.
 
     Args:
-      path: the folder; made when something is written.
+      path: the folder, which is created when the first file is written.
     """
 
     def __init__(self, path: Path):
@@ -35,7 +35,7 @@ class StudyFolder:
         records.append(self.runs, record)
 
     def finished(self, settings: list[Setting]) -> Records:
-        """Returns the settings' finished runs, in the settings' order."""
+        """Returns the finished runs of the settings, in the order of the settings."""
         return records.wanted(records.load(self.runs), settings)
 
     def write_answer(self, study: Study, made: Records) -> None:
@@ -47,7 +47,7 @@ class StudyFolder:
 
 
 def caption(made: Records, environment: dict) -> str:
-    """Returns what a figure's reader has to know of its runs."""
+    """Returns the caption of a figure, which names the data and the number of seeds."""
     return f"{environment['data']}; {_seeds(made)} each"
 
 
@@ -57,35 +57,43 @@ def _seeds(made: Records) -> str:
 
 
 def _sizes(made: Records) -> str:
-    """How many of the images were used, where it was not all."""
+    """Says how many images were used, if it was not all of them."""
 
     def sizes(name):
         return sorted({r.value(f"data.{name}") for r in made} - {None})
 
     parts = [
-        f"{listed(f'{size:,}' for size in sizes(name))} {label}"
+        f"{' or '.join(f'{size:,}' for size in sizes(name))} {label}"
         for name, label in (("train_size", "training images"), ("test_size", "test images"))
         if sizes(name)
     ]
-    return f", {listed(parts)}" if parts else ""
+    return f", with {' and '.join(parts)}" if parts else ""
 
 
 def text(study: Study, made: Records, environment: dict) -> str:
-    """Returns the answer in Markdown, with the claim, the figure and how it was found."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    """Returns the answer in Markdown, with the claim, the figure and the method."""
+    versions = listed(f"{name} {version}" for name, version in environment["versions"].items())
     minutes = sum(record.seconds for record in made) / 60
-    machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} cores"
-    return f"""# {study.question}
+    paragraphs = [
+        f"# {study.question}",
+        claim(study),
+        study.answer(made),
+        f"![{study.question}](figure.png)",
+        study.method(made),
+        (
+            f"The data are {environment['data']}{_sizes(made)}. Each setting has {_seeds(made)},"
+            " which determine the initial weights and the order of the images. Numbers after ± are"
+            " standard deviations over seeds."
+        ),
+        (
+            f"The {len(made)} runs of `{environment['command']}` took {minutes:.1f} minutes with"
+            f" compilation, on {environment['devices']} x {environment['device']} with"
+            f" {environment['cpus']} CPU cores. They used {versions}."
+        ),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
-The claim: {study.claim}
 
-{study.answer(made)}
-
-![{study.question}](figure.png)
-
-How: {study.method(made)} {environment["data"]}{_sizes(made)}; {_seeds(made)} of each setting
-(initial weights and order of the images), over which spreads are standard deviations.
-
-{len(made)} runs, {minutes:.1f} minutes with compilation, on {machine}; {versions}.
-`{environment["command"]}`
-"""
+def claim(study: Study) -> str:
+    """Returns the claim in Markdown."""
+    return f"Claim: {study.claim}"

@@ -1,4 +1,4 @@
-"""Training runs whose compiled programs are shared by all that differ in numbers alone."""
+"""Training runs, which share compiled programs if only the seed and the learning rate differ."""
 
 import dataclasses
 import math
@@ -18,16 +18,16 @@ from jbn._norms.method import Wrapped, replaced_method
 
 
 class Training:
-    """A training run, from its start.
+    """A training run from its first step.
 
-    Seed and learning rate are arguments of the compiled programs, as are the images and what
-    normalizes them.
+    The seed, the learning rate, the images and their statistics are arguments of the compiled
+    programs.
 
     Attributes:
-      config: the run's.
+      config: configuration of the run.
       dataset: its images.
       state: the learner's state after the steps so far.
-      total_steps: of the run.
+      total_steps: number of steps of the run.
     """
 
     def __init__(self, config: Config, dataset: Dataset):
@@ -41,7 +41,7 @@ class Training:
         self.state: TrainState = self._call(_init, None)
 
     def advance(self, steps: int) -> dict[str, np.ndarray]:
-        """Trains; returns the learner's metrics of each step, `[steps]`."""
+        """Trains for a number of steps; returns the learner's metrics of each, `[steps]`."""
         metrics = []
         for _ in range(steps):
             self.state, values = self._call(_step, self.state)
@@ -50,12 +50,13 @@ class Training:
         return {name: np.concatenate([m[name] for m in stacked]) for name in stacked[0]}
 
     def finish_in_micro_batches(self, size: int) -> None:
-        """Trains to the end with each batch in micro-batches, one after another.
+        """Trains to the end, with each batch split into micro-batches.
 
-        The statistics go from one to the next, the gradients of all in a batch are averaged.
+        The running statistics pass from one micro-batch to the next. The gradients of all
+        micro-batches of a batch are averaged.
 
         Args:
-          size: images in a micro-batch.
+          size: number of images in a micro-batch.
         """
         images, labels = self.dataset[:2]
         order = np.arange(len(labels))
@@ -75,10 +76,11 @@ class Training:
             self.state = self._call(_update, self.state, sums, batch_stats, count)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns `function(learner, state, *arguments)`, compiled and brought to the host.
+        """Returns the result of `function(learner, state, *arguments)` on the host.
 
         Args:
-          function: a pure function, of a module so that its program is found again.
+          function: a pure function. Define it in a module, so that its compiled program is used
+            again.
           *arguments: pytrees of arrays.
         """
         return jax.device_get(self._call(function, self.state, *arguments))
@@ -90,21 +92,22 @@ class Training:
 
 
 def logits(learner: Learner, state: TrainState, images: jax.Array) -> jax.Array:
-    """Logits of images `[batch, ...]`, by the running statistics."""
+    """Returns the logits of images `[batch, ...]`, normalized by the running statistics."""
     x = learner.normalize(images)
     return learner.apply(state.params, state.batch_stats, x, train=False)[0]
 
 
 def logits_by_batch(learner: Learner, state: TrainState, images: jax.Array) -> jax.Array:
-    """Logits of images `[batch, ...]`, normalized as in training."""
+    """Returns the logits of images `[batch, ...]`, normalized as in training."""
     x = learner.normalize(images)
     return learner.apply(state.params, state.batch_stats, x, train=True)[0]
 
 
 def recalibrated(learner: Learner, state: TrainState, images: jax.Array) -> TrainState:
-    """The state with the statistics of images `[n, ...]`, at fixed weights.
+    """Returns the state with the statistics of images `[n, ...]`, at the same weights.
 
-    The layers before normalize by each batch's, or group's, own statistics (Wu & Johnson 2021).
+    The inputs of a layer come from layers that normalize by the own statistics of the batch or of
+    each group (Wu & Johnson 2021).
     """
     with replaced_method(_Measured):
         _, batch_stats = learner.apply(
@@ -114,7 +117,7 @@ def recalibrated(learner: Learner, state: TrainState, images: jax.Array) -> Trai
 
 
 class _Measured(Wrapped):
-    """Normalizes as inference does after the state took over the batch's mean and variance."""
+    """Puts the batch's mean and variance into the state, and then normalizes as in inference."""
 
     @property
     def takes_single_values(self) -> bool:
@@ -126,12 +129,12 @@ class _Measured(Wrapped):
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of `[n, classes]` that are right."""
+    """Returns the share of logits `[n, classes]` whose largest value is at the label."""
     return float(np.mean(np.argmax(logits, -1) == labels))
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean over `[n, classes]`."""
+    """Returns the mean cross-entropy of logits `[n, classes]`."""
     logits = logits - logits.max(-1, keepdims=True)
     chosen = np.take_along_axis(logits, labels[:, None], -1)[:, 0]
     return float(np.mean(np.log(np.exp(logits).sum(-1)) - chosen))
@@ -159,7 +162,8 @@ def _update(learner, state, sums, batch_stats, count):
 
 @lru_cache(maxsize=256)
 def _program(config, classes, function):
-    # The start runs once, so it is compiled fast; a step's old state is not needed again.
+    # Initialization runs once, so it is compiled without optimizations. A step may overwrite the
+    # old state.
     options: dict[str, Any] = {
         _init: {"compiler_options": {"xla_backend_optimization_level": 0}},
         _step: {"donate_argnums": 2},

@@ -1,4 +1,4 @@
-"""Augmentation, against what NumPy does to single images."""
+"""Augmentation, compared with NumPy on single images."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_permutation_depends_on_seed_and_epoch():
 def test_random_flips_are_fair_and_differ_between_epochs():
     index = jnp.arange(2000)
     first, second = (is_flipped(AugmentConfig("random"), epoch, index) for epoch in (0, 1))
-    # Four standard deviations of a fair coin.
+    # The bound is four standard deviations of a fair coin.
     for share in (first.mean(), second.mean(), (first == second).mean()):
         assert abs(share - 0.5) < 4 * 0.5 / 2000**0.5
 

@@ -1,4 +1,4 @@
-"""Configurations as data."""
+"""Configurations: their form as JSON, their differences, and the norms that they make."""
 
 import dataclasses
 import json

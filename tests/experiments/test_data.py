@@ -1,4 +1,4 @@
-"""Data sets, with files of CIFAR-10's layout made here."""
+"""Data sets. The files in CIFAR-10's format are made here."""
 
 import io
 import tarfile
@@ -17,7 +17,7 @@ CIFAR10 = DataConfig("cifar10")
 
 
 def write_cifar10(folder):
-    """Random files; returns their bytes, `[file, record, byte]`."""
+    """Writes random files; returns their bytes, `[file, record, byte]`."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     files = rng.integers(0, 256, (6, 10_000, 3073), np.uint8)
@@ -59,7 +59,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 class Server:
-    """Stands for the network: sends `content`, or raises."""
+    """Stands for the network. It sends `content`, or raises it."""
 
     def __init__(self, content: bytes | Exception):
         self.content = content
@@ -83,7 +83,7 @@ def serve(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (requests.exceptions.ConnectionError("down"), "could not be fetched"),
+        (requests.exceptions.ConnectionError("down"), "could not be downloaded"),
         (b"half an arch", "is not the archive with MD5"),
     ],
 )

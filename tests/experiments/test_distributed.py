@@ -1,4 +1,4 @@
-"""Two processes of four devices each train as one of eight, and end and go on together."""
+"""Two processes of four devices each train like one of eight, and end and resume together."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def final(folder):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """Folder of a run in one process."""
+    """Returns the folder of a run in one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
     train.carry_out(train.parse([*SMALL, "--output", str(folder), "--devices", "8"]))
     assert len(losses(folder)) == STEPS
@@ -60,7 +60,7 @@ def one(tmp_path_factory):
 
 
 class Ended(NamedTuple):
-    """A folder as two processes left it, their return codes and what they printed."""
+    """The folder of a run after two processes ended, with their return codes and output."""
 
     folder: Path
     codes: list[int]
@@ -69,7 +69,7 @@ class Ended(NamedTuple):
 
 
 def end(folder, processes, step, number):
-    """Sends a signal to process 1 after a step; measures how long both take to end."""
+    """Sends a signal to process 1 after a step; measures the time until both end."""
     wait_for_steps(folder, processes, step)
     sent = time.monotonic()
     processes[1].send_signal(number)
@@ -80,14 +80,14 @@ def end(folder, processes, step, number):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """SIGTERM to one of two."""
+    """Returns a run in which one of two processes received SIGTERM."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     return end(folder, start_both(*SMALL, "--output", str(folder)), 3, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, stopped):
-    """The run of `stopped`, gone on with until one was killed."""
+    """Returns the resumed run of `stopped`, in which one of two processes was killed."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     shutil.copytree(stopped.folder, folder)
     # The checkpoint of step 8 may be half written.
@@ -97,7 +97,7 @@ def killed(tmp_path_factory, stopped):
 @pytest.mark.slow
 def test_a_signal_to_one_ends_both_after_the_same_step(stopped):
     assert stopped.codes == [128 + signal.SIGTERM] * 2
-    assert all("Go on with: python -m experiments.train --resume" in log for log in stopped.logs)
+    assert all("Resume with: python -m experiments.train --resume" in log for log in stopped.logs)
     saved = [int(path.name) for path in (stopped.folder / "checkpoints" / "newest").iterdir()]
     assert max(saved) == len(losses(stopped.folder)) < STEPS
 
@@ -130,7 +130,7 @@ def test_two_processes_that_went_on_twice_have_trained_as_one_in_one_piece(kille
     assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
     np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)
     assert final(folder)["accuracy"] == final(one)["accuracy"]
-    assert "test accuracy; report in" in logs[0]
+    assert "The test accuracy is" in logs[0]
     assert "accuracy" not in logs[1]
     environment = RunFolder(folder).read("environment.json")
     assert (environment["devices"], environment["processes"]) == (8, 2)

@@ -1,4 +1,4 @@
-"""Gathered runs: what is kept of them, and the tables made from what is stored."""
+"""Gathered runs: their stored form, and the tables that are made from it."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The measurements on a GPU, in their small version on the CPU."""
+"""The benchmarks for a GPU, in their small version on the CPU."""
 
 import dataclasses
 import json
@@ -122,14 +122,14 @@ def test_without_matplotlib_the_report_says_how_the_figure_is_drawn_later(
 
 @pytest.mark.parametrize("name", ["stacks", "resnet50"])
 def test_steps_are_compiled_run_and_timed(name, settings):
-    """Compiled and run in the first form, timed in all."""
+    """The first form is compiled and run, and all forms are timed."""
     compiled, memory, *_, time = PIECES[name].processes(True)
     for keys in (compiled[:1], memory, time):
         work(name, keys, settings, ENVIRONMENT)
     rows = rows_of(name, settings)
     values = steps.figures(rows, {"batch": rows[0]["batch"]})
     assert values["jbn"]["compiled_gb"] > 0
-    assert "peak_gb" not in values["jbn"], "a CPU does not say"
+    assert "peak_gb" not in values["jbn"], "a CPU does not report its peak"
     assert all(found["ms"] > 0 for found in values.values())
     assert [line.split(" | ")[0] for line in PIECES[name].table(rows).splitlines()[2:]] == [
         f"| {form}" for form in steps.FORMS
@@ -199,7 +199,7 @@ def test_resnet20_is_interrupted_at_the_deadline_once_the_trainer_listens(settin
     begun = []
 
     def carry_out(run):
-        """As the trainer's: from some time on, signals are asked for after each step."""
+        """Does as the trainer: after some time, it checks for signals after each step."""
         begun.append(run)
         RunFolder(run.folder).write("config.json", {})
         time.sleep(0.05)
@@ -228,7 +228,7 @@ def test_resnet20_is_interrupted_at_the_deadline_once_the_trainer_listens(settin
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
 def test_resnet20_stops_at_the_deadline_and_goes_on(settings, monkeypatch):
-    """The deadline is over before the first of the run's two steps."""
+    """The deadline is before the first of the run's two steps."""
     (keys,) = PIECES["resnet20"].processes(True)
     late = dataclasses.replace(settings, deadline=time.time() - 1)
     monkeypatch.setattr(resnet20, "INTERVAL", 0.01)
@@ -270,9 +270,9 @@ def test_a_piece_ends_with_the_row_in_which_the_deadline_comes(settings, capsys,
     brief = dataclasses.replace(settings, deadline=time.time() + 0.01)
     command.carry_out("norm", brief, ENVIRONMENT)
     assert len(rows_of("norm", settings)) == 1
-    assert "1 of 2 rows are stored; the same command goes on" in capsys.readouterr().out
+    assert "1 of 2 rows are stored. The same command makes the rest" in capsys.readouterr().out
     command.carry_out("norm", settings, ENVIRONMENT)
-    assert "2 of 2 rows are stored; finished" in capsys.readouterr().out
+    assert "2 of 2 rows are stored. The piece is finished" in capsys.readouterr().out
 
 
 def test_rows_of_two_environments_do_not_share_a_file(tmp_path):
@@ -300,7 +300,7 @@ def test_a_piece_that_fails_does_not_stop_the_next(tmp_path, capsys, monkeypatch
     assert command.main([*flags, "stacks", "resnet50"]) == 1
     assert tried == ["norm", "stacks", "resnet50"]
     shown = capsys.readouterr()
-    assert "Failed, for the reasons above: stacks." in shown.out
+    assert "These pieces failed for the reasons above: stacks." in shown.out
     assert "out of memory" in shown.err
 
 
@@ -331,7 +331,7 @@ def test_a_process_ends_with_its_killed_parent(tmp_path):
         assert parent.stdout
         assert parent.stdout.readline() == "begun\n"
         parent.kill()
-        parent.communicate(timeout=30)  # It returns once no process holds the pipe.
+        parent.communicate(timeout=30)  # This returns when no process holds the pipe.
 
 
 def test_the_environment_names_device_and_versions():
@@ -346,7 +346,7 @@ def test_the_command_measures_everything_and_then_nothing(tmp_path, capfd):
     assert command.main(["--output", str(tmp_path)]) == 0
     assert not {f"{name}.json" for name in PIECES} - {path.name for path in tmp_path.iterdir()}
     before = capfd.readouterr().out
-    assert before.count("rows are stored; finished.") == len(PIECES)
+    assert before.count("rows are stored. The piece is finished.") == len(PIECES)
     assert command.main(["--output", str(tmp_path)]) == 0
     assert "{'" not in capfd.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The networks: published sizes, initial values, norms or none."""
+"""The networks: published sizes, initial values, with a norm or without."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ def size(tree):
 
 
 def test_airbench_has_the_published_size():
-    """Jordan 2024 gives 1.97 million; counted here layer by layer."""
+    """Jordan 2024 gives 1.97 million. They are counted here layer by layer."""
     _, variables = init("cifar10")
     convs = [24 * 64, 64 * 64, 64 * 256, 256 * 256, 256 * 256, 256 * 256]
     norms = 64 + 64 + 4 * 256  # biases only
@@ -39,7 +39,7 @@ def test_airbench_has_the_published_size():
 
 
 def test_resnet20_has_the_published_size():
-    """He et al. 2015, table 6: 0.27 million; 269,722 is counted by hand."""
+    """He et al. 2015 give 0.27 million in table 6. The exact 269,722 is counted by hand."""
     _, variables = init("resnet20")
     convs = 3 * 16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64
     norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)

@@ -1,4 +1,4 @@
-"""The optimizer against PyTorch's SGD written out, the schedule and lookahead by hand."""
+"""The optimizer agrees with PyTorch's formulas of SGD; schedule and lookahead with own formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_learning_rate_drops_at_a_repeated_share():
 
 
 def torch_sgd(value, grads, rates, weight_decay):
-    """The update of PyTorch's documentation of SGD, with Nesterov momentum."""
+    """Updates a value as PyTorch's documentation of SGD says, with Nesterov momentum."""
     buffer = 0.0
     for grad, rate in zip(grads, rates, strict=True):
         grad = grad + weight_decay * value

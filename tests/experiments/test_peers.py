@@ -1,4 +1,4 @@
-"""The known defects of batch norm, none of which jbn has; Flax shows that the cases find them."""
+"""jbn has none of the known defects of batch norm. Flax shows that the cases find them."""
 
 import json
 

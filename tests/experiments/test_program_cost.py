@@ -1,4 +1,4 @@
-"""Reading compiled programs: bytes, collectives, residuals; which norms save what."""
+"""The costs of compiled programs: bytes, collectives and residuals, also those of norms."""
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ ENTRY %main (a: f32[100,4], b: bf16[8]) -> (f32[4], f32[100,4]) {
 
 
 def test_bytes_of_a_program_counted_by_hand():
-    copy = 16  # What it reads; what it writes stays on the chip.
-    fusion = 16 + 16 + 16  # The result, the slice that it reads, and b.
+    copy = 16  # Only its input counts, because its output stays on the chip.
+    fusion = 16 + 16 + 16  # The result, the slice that it reads, and b count.
     call = 1600 + 1600
     reduce = 16 + 16
     assert program_cost.moved_bytes(HLO) == copy + fusion + call + reduce

@@ -1,4 +1,4 @@
-"""The studies: they run, go on where they ended, and say what their stored runs say."""
+"""The studies run and resume, and their stored answers agree with their stored runs."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def images():
     ids=["one", "all"],
 )
 def test_studies_leave_runs_figures_answers_and_a_report(tmp_path, names, flags):
-    """At the smallest scale."""
+    """They do so at the smallest scale."""
     assert study.main([*flags, "--smoke", "--report", "--output", str(tmp_path)]) == 0
     html, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert len(re.findall(r'src="data:image/png;base64,', html)) == len(names)
@@ -55,7 +55,7 @@ def test_studies_leave_runs_figures_answers_and_a_report(tmp_path, names, flags)
 
 
 def toy(calls: list[int], end_at: int | None = None) -> Study:
-    """A study whose runs cost nothing and note that they were made."""
+    """Returns a study whose runs only add their seed to `calls`."""
 
     def settings(scale):
         return [Setting({"seed": seed}, Config("toy", seed=seed)) for seed in range(5)]
@@ -83,7 +83,7 @@ def test_what_is_finished_is_kept_and_only_the_rest_is_run(tmp_path, monkeypatch
     monkeypatch.setitem(STUDIES, "toy", toy(calls, end_at=3))
     assert study.main(arguments) == 130
     runs = tmp_path / "toy" / "runs.jsonl"
-    # As a process does that is killed while it writes.
+    # A process that is killed while it writes leaves such a file.
     whole = runs.read_bytes()
     runs.write_bytes(whole + b'{"labels": {"se')
     monkeypatch.setitem(STUDIES, "toy", toy(calls))
@@ -125,7 +125,7 @@ def test_errors_say_what_to_do(arguments, message, capsys):
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
 @pytest.mark.parametrize("name", STUDIES)
 def test_stored_answers_are_those_of_the_stored_runs(name, scale):
-    """All of its runs are there, with at least three seeds, and the text follows from them."""
+    """All runs of a study are stored, with at least three seeds, and the text follows from them."""
     stored, each = StudyFolder(study_folder.folder_of(study.RESULTS, name, scale)), STUDIES[name]
     settings = each.settings(scale)
     finished = stored.finished(settings)
@@ -140,7 +140,7 @@ def test_stored_answers_are_those_of_the_stored_runs(name, scale):
 
 @pytest.mark.slow
 def test_a_shared_program_trains_as_the_run_of_its_own(images):
-    """Seed and learning rate are arguments of the program; the result is the learner's."""
+    """The seed and the learning rate are arguments of the program. The result is the same."""
     Training(SMOKE, images).advance(1)
     config = change(SMOKE, seed=3, optimizer={"learning_rate": 0.02})
     shared = Training(config, images)
@@ -205,7 +205,7 @@ def test_perturbations_change_images_at_all_levels_but_one(name, images):
 
 
 def test_few_classes_in_a_batch():
-    """Every image once, at most one piece of two classes at each class's end."""
+    """Every image comes once, and at most one piece for each class also holds the next class."""
     labels = jnp.array(np.random.default_rng(0).integers(10, size=640), jnp.int32)
     order = permutation(0, jnp.int32(0), 640)
     gathered = gather_classes(order, labels, 32, 0, jnp.int32(0))
@@ -229,7 +229,7 @@ def test_gain_scales_the_networks_input(images):
 
 
 def test_differences_are_welchs():
-    """Against the formula, written out."""
+    """They agree with the formula, written out here."""
     a, b = np.array([3.0, 4.0, 5.5, 3.5]), np.array([1.0, 1.5, 2.5])
     errors = a.var(ddof=1) / 4, b.var(ddof=1) / 3
     error = np.sqrt(sum(errors))
@@ -237,7 +237,7 @@ def test_differences_are_welchs():
     assert freedom == pytest.approx(5)
     found = phrases.difference(a, b, relevant=1.0)
     assert found.mean == pytest.approx(a.mean() - b.mean())
-    # The 97.5% quantile of Student's t with 5 degrees of freedom, from a printed table.
+    # This is the 97.5% quantile of Student's t with 5 degrees of freedom, from a printed table.
     assert (found.high - found.mean) / error == pytest.approx(2.571, abs=0.0005)
     assert found.high - found.mean == pytest.approx(found.mean - found.low)
 

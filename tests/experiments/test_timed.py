@@ -1,4 +1,4 @@
-"""Libraries take turns, each as often, and are compared within a round."""
+"""Libraries take turns equally often, and are compared within a round."""
 
 import math
 import multiprocessing
@@ -50,7 +50,7 @@ def test_ratios_are_medians_over_rounds():
 
 
 def count_faults() -> tuple[dict[str, int], int] | None:
-    """The page faults of 20 calls for each kind of memory, and the pages that these calls write."""
+    """Returns the page faults of 20 calls by kind of memory, and the pages that they write."""
     if not memory.choose("fresh"):
         return None
     copy = jax.jit(lambda x: x + 1)
@@ -67,11 +67,11 @@ def count_faults() -> tuple[dict[str, int], int] | None:
 
 
 def test_fresh_memory_is_paid_for_in_every_call_and_kept_memory_once():
-    # In a process of its own, in which JAX has no threads yet.
+    # This runs in a new process, in which JAX has no threads yet.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         counted = process.submit(count_faults).result()
     if counted is None:
-        pytest.skip("the C library does not let one choose")
+        pytest.skip("the C library does not offer a choice of memory")
     faults, pages = counted
     assert faults["fresh"] > 0.5 * pages
     assert faults["kept"] < 0.1 * pages

@@ -1,4 +1,4 @@
-"""The training command, on few digits."""
+"""The training command, tested on a few digits."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def losses(folder):
 
 
 def checkpoint(folder):
-    """The parameters and statistics of the newest checkpoint."""
+    """Returns the parameters and statistics of the newest checkpoint."""
     import orbax.checkpoint as ocp
 
     manager = ocp.CheckpointManager(folder.absolute() / "checkpoints" / "newest")

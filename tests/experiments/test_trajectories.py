@@ -1,4 +1,4 @@
-"""Agreement with peers where they are right: training trajectories and PyTorch's gradients."""
+"""jbn agrees with peers where they are right, in training trajectories and PyTorch's gradients."""
 
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ def batch(step):
 
 
 def trajectory(library, **options):
-    """Returns y, mean and variance of fifty steps, and what is inferred after them."""
+    """Returns y, mean and variance of fifty steps, and the result of inference after them."""
     _, make = layers.installed()[library.__name__]
     layer = make(4, 0.9, **options)
     steps, state = [], layer.state
@@ -77,7 +77,7 @@ def test_cumulative_average_is_pytorchs_without_momentum():
 
 
 def gradients(torch, x, dy, scale, bias):
-    """Returns those of x, scale and bias, in float64."""
+    """Returns the gradients of x, scale and bias in float64."""
     module = torch.nn.BatchNorm2d(3).double()
     module.weight.data, module.bias.data = torch.tensor(scale), torch.tensor(bias)
     x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)

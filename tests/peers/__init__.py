@@ -1,12 +1,13 @@
-"""What other libraries compute, also where they are not installed.
+"""Results of other libraries, which need not be installed.
 
     def fuse(torch, kernel, mean, var): ...
 
     fused = ask("torch", fuse, kernel, mean, var)
 
-A question is a function of the library, with its further arguments. The answers to all questions of
-the tests are stored beside this file, in `<library>.jsonl`, whose first line has the versions of
-what gave them. `python -m tests.peers.make` asks again and stores.
+A question is a function of the library, with further arguments. The answers to all questions of the
+tests are stored beside this file in `<library>.jsonl`. The first line of a file holds the versions
+of the library, JAX and NumPy. `python -m tests.peers.make` asks all questions again, and stores the
+answers.
 """
 
 import functools
@@ -22,7 +23,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent
 TOLERANCES = {"float32": 2e-6, "float64": 1e-14}
-"""By dtype: several times what another CPU or another JAX changed when it was tried."""
+"""Tolerances by dtype: several times the changes that we saw with another CPU or another JAX."""
 
 
 class Record(NamedTuple):
@@ -34,18 +35,18 @@ class Record(NamedTuple):
 
 
 recorded: dict[str, list[Record]] | None = None
-"""What was asked of each library and what it answered, while `make` asks; else None."""
+"""Questions to each library and its answers while `make` runs, else None."""
 
 
 def ask(library: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Returns `function(library, *arguments)`, a tree of numbers and arrays.
 
-    Where the library is installed it answers, and must answer what is stored. Elsewhere the answer
-    is the stored one.
+    If the library is installed, it answers, and its answer must equal the stored one. Otherwise the
+    answer is the stored one.
 
     Raises:
-      AssertionError: the library answers otherwise.
-      LookupError: nothing is stored for these arguments.
+      AssertionError: the answer of the library differs from the stored one.
+      LookupError: no answer is stored for these arguments.
     """
     question = function.__name__, plain(arguments)
     if importlib.util.find_spec(library) is None:
@@ -64,14 +65,14 @@ def stored_answer(library: str, function: str, arguments: Any) -> Any:
         if record.function == function and is_close(record.arguments, arguments):
             return record.answer
     raise LookupError(
-        f"no answer of {library} to {function}{arguments} is stored; "
-        "`python -m tests.peers.make` stores those to all questions of the tests."
+        f"No answer of {library} to {function}{arguments} is stored. "
+        "`python -m tests.peers.make` stores the answers to all questions of the tests."
     )
 
 
 @functools.cache
 def records(library: str) -> list[Record]:
-    """Returns what is stored of a library."""
+    """Returns the stored questions to a library and its answers."""
     _, *lines = (FOLDER / f"{library}.jsonl").read_text().splitlines()
     return [Record(*json.loads(line, object_hook=from_json)) for line in lines]
 
@@ -98,12 +99,12 @@ def is_close(actual: Any, expected: Any) -> bool:
 
 
 def plain(tree: Any) -> Any:
-    """Returns a tree of dictionaries and sequences as it comes back from its file."""
+    """Returns a tree of dictionaries and sequences in the form that it has after it is stored."""
     return json.loads(json.dumps(tree, default=to_json), object_hook=from_json)
 
 
 def to_json(array: Any) -> dict[str, Any]:
-    """Returns an array of any library as JSON has it."""
+    """Returns an array of any library in a form that JSON can hold."""
     array = np.asarray(array)
     values = (
         array.astype(str).astype(float) if array.dtype == np.float32 else array
@@ -112,7 +113,7 @@ def to_json(array: Any) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any]) -> Any:
-    """Returns the array of what `to_json` made, and other dictionaries as they are."""
+    """Returns the array from the result of `to_json`, and other dictionaries unchanged."""
     if content.keys() == {"dtype", "values"}:
         return np.array(content["values"], content["dtype"])
     return content

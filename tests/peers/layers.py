@@ -1,9 +1,9 @@
-"""A batch norm layer of each library for channels-last data of three features, as a function.
+"""A batch norm layer of each library as a function, for channels-last data of three features.
 
-Each `layer(library, arguments, arrays, seeds)` makes a layer with the arguments of its constructor,
-fills it with arrays by path, or leaves it as it is for None, and trains it on the batches of the
-seeds. It returns the arrays of the layer, as `jbn.convert` takes them, and its inference on the
-batch of seed 9.
+Each `layer(library, arguments, arrays, seeds)` makes a layer with the arguments of its constructor.
+It fills the layer with arrays by path, unless these are None, and trains it on the batches of the
+seeds. It returns the arrays of the layer, as `jbn.convert` takes them, and the result of inference
+on the batch of seed 9.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ Answer = tuple[dict[str, Any], Any]
 
 
 def batch(seed: int) -> np.ndarray:
-    """Returns the batch of a seed, whose mean is the seed."""
+    """Returns the batch of a seed. Its mean is the seed."""
     return data(SHAPE, seed, mean=seed)
 
 
 def torch_layer(
     torch: Any, arguments: Arguments, arrays: Arrays | None, seeds: Sequence[int]
 ) -> Answer:
-    """Asks PyTorch."""
+    """Asks PyTorch for its layer."""
     layer = torch.nn.BatchNorm2d(FEATURES, **arguments)
     if arrays is not None:
         layer.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -49,7 +49,7 @@ def torch_layer(
 def linen_layer(
     linen: Any, arguments: Arguments, arrays: Arrays | None, seeds: Sequence[int]
 ) -> Answer:
-    """Asks Flax Linen."""
+    """Asks Flax Linen for its layer."""
     layer = linen.BatchNorm(**arguments)
     variables = layer.init(jax.random.key(0), batch(0), use_running_average=True)
     if arrays is not None:
@@ -67,7 +67,7 @@ def linen_layer(
 def nnx_layer(
     nnx: Any, arguments: Arguments, arrays: Arrays | None, seeds: Sequence[int]
 ) -> Answer:
-    """Asks Flax NNX."""
+    """Asks Flax NNX for its layer."""
     layer = nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0), **arguments)
     if arrays is not None:
         state = nnx.state(layer)
@@ -81,7 +81,7 @@ def nnx_layer(
 def haiku_layer(
     haiku: Any, arguments: Arguments, arrays: Arrays | None, seeds: Sequence[int]
 ) -> Answer:
-    """Asks Haiku."""
+    """Asks Haiku for its layer."""
     layer = haiku.transform_with_state(lambda *x: haiku.BatchNorm(**arguments)(*x))
     params, state = layer.init(jax.random.key(0), batch(0), True)
     if arrays is not None:
@@ -98,7 +98,7 @@ def haiku_layer(
 def keras_layer(
     keras: Any, arguments: Arguments, arrays: Arrays | None, seeds: Sequence[int]
 ) -> Answer:
-    """Asks Keras."""
+    """Asks Keras for its layer."""
     layer = keras.layers.BatchNormalization(name="bn", **arguments)
     layer.build(SHAPE)
     if arrays is not None:
@@ -113,7 +113,7 @@ def keras_layer(
 def equinox_layer(
     equinox: Any, mode: str, arguments: Arguments, arrays: Arrays | None, seeds: Sequence[int]
 ) -> Answer:
-    """Asks Equinox, in one of its two modes."""
+    """Asks Equinox for its layer in one of its two modes."""
     counters = {"batch": "batch_counter", "ema": "ema_first_time_index"}
     averages, counter = f"{mode}_state_index", counters[mode]
     make = equinox.nn.make_with_state(equinox.nn.BatchNorm)

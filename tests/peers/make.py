@@ -1,8 +1,8 @@
-"""Asks the installed libraries all that the tests ask, and stores what they answer.
+"""Asks the installed libraries all questions of the tests, and stores their answers.
 
 Command: python -m tests.peers.make
-Of a library that is not installed, the answers stay as they are. For all, install torch, keras,
-dm-haiku and equinox.
+The stored answers of a library that is not installed stay unchanged. To ask all libraries, install
+torch, keras, dm-haiku and equinox.
 """
 
 import json
@@ -22,7 +22,7 @@ TESTS = (
 
 
 def main() -> int:
-    """Runs the tests that ask, and returns 0 if they passed and the answers are stored."""
+    """Runs the tests that ask questions; returns 0 if they pass and the answers are stored."""
     peers.recorded = {}
     if code := pytest.main(["-q", "-n0", *TESTS]):
         return code

@@ -1,4 +1,4 @@
-"""What is asked of a library, and what is not believed."""
+"""Questions to libraries, and answers that differ from the stored ones."""
 
 import json
 
@@ -17,7 +17,7 @@ def double(_library, x, times):
 
 @pytest.fixture
 def stored(monkeypatch):
-    """What is stored of every library: the double of some numbers, and that of others, wrong."""
+    """Stores the doubles of some numbers as answers of every library. Some of them are wrong."""
     right, wrong = data((2, 3), 0), data((2, 3), 1)
     answers = [
         peers.Record("double", [right, 1], {"x": 2 * right, "times": 2}),

@@ -1,4 +1,4 @@
-"""Trains the preset `cifar10` with many seeds; measures accuracy, and seconds by airbench94's clock.
+"""Measures the preset `cifar10` with many seeds: accuracy, and seconds by airbench94's clock.
 
 That clock covers whitening, training and the views of test images. It leaves out loading,
 compilation and evaluations in between. Here one program does everything that the clock covers.
