@@ -1,5 +1,6 @@
 """Makes random data, takes training steps on one device and on eight shards, counts collectives."""
 
+import importlib
 import re
 from collections.abc import Callable, Container, Iterable
 from typing import Any
@@ -125,3 +126,14 @@ def collectives(compiled) -> int:
     """Returns the number of collectives in a compiled program."""
     names = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
     return len(re.findall(rf"= [^=]*? (?:{names})(?:-start)?\(", compiled.as_text() or ""))
+
+
+def public_names() -> list[str]:
+    """Returns the full name of everything that jbn and its public modules export."""
+    modules = ["jbn", *(f"jbn.{name}" for name in sorted(set(dir(jbn)) - set(jbn.__all__)))]
+    names = []
+    for module in modules:
+        loaded = importlib.import_module(module)
+        exported = getattr(loaded, "__all__", None) or (n for n in vars(loaded) if n[0] != "_")
+        names += (f"{module}.{name}" for name in exported)
+    return sorted(names)

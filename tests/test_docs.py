@@ -1,16 +1,15 @@
 """The documentation: the reference is complete, and pages name files that exist."""
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 import jbn
+from tests.helpers import public_names
 
 ROOT = Path(jbn.__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-MODULES = ["jbn", "jbn.activations", "jbn.convert", "jbn.linen", "jbn.nnx", "jbn.testing"]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 PAGES += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md"]
 
@@ -34,16 +33,10 @@ def listed(page: Path) -> list[str]:
     return [f"{module}.{name}" for module, names in blocks for name in names.split()]
 
 
-def public(module: str) -> set[str]:
-    loaded = importlib.import_module(module)
-    names = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if not n.startswith("_")]
-    return {f"{module}.{name}" for name in names}
-
-
 def test_every_public_name_is_in_the_reference_once():
     pages = [page for page in REFERENCE.glob("*.md") if page.stem != "index"]
     names = [name for page in pages for name in entries(page, "auto(?:class|function|data)")]
-    assert sorted(names) == sorted(set.union(*map(public, MODULES)))
+    assert sorted(names) == public_names()
     assert sorted(listed(REFERENCE / "index.md")) == sorted(names)
 
 

@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 
 import jbn
+from tests.helpers import public_names
 
 MODULES = ["jbn", *(module.name for module in pkgutil.walk_packages(jbn.__path__, "jbn."))]
-PUBLIC_MODULES = ["jbn", *(f"jbn.{name}" for name in jbn._MODULES)]
 WITHOUT_EXAMPLE = {
     "jbn.BatchNormParams",
     "jbn.BatchNormState",
@@ -41,13 +41,7 @@ def docs_of_data(module: ModuleType) -> dict[str, str]:
     return docs
 
 
-def public_names(module: str) -> list[str]:
-    loaded = importlib.import_module(module)
-    names = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if not n.startswith("_")]
-    return sorted(f"{module}.{name}" for name in names)
-
-
-NAMES = [name for module in PUBLIC_MODULES for name in public_names(module)]
+NAMES = public_names()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -123,6 +123,23 @@ def test_explicit_meshes_take_states_from_outside_of_them(norm, spec, context):
     assert_same((*out, *again), (*alone(norm)[:3], *twice))
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "eager"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda state, batch: jbn.update(state, batch, decay=0.9),
+        lambda state, batch: jbn.adapt(state, batch, num_source=4),
+    ],
+    ids=["update", "adapt"],
+)
+def test_building_blocks_take_states_from_outside_of_an_explicit_mesh(function, wrap):
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,))
+    _, state = jbn.batch_norm().init(4)
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    sharded = wrap(function)(state, jbn.moments(x))
+    assert_same(sharded, function(state, jbn.moments(X)))
+
+
 @slow_but_for_one
 def test_hidden_values_are_never_computed_with(norm):
     hidden = jnp.where(MASK[..., None], X, np.nan)

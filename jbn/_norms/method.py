@@ -354,14 +354,15 @@ def _shard_like(state: Any, like: Any) -> Any:
     """
     if AxisType.Explicit not in jax.typeof(like.mean).sharding.mesh.axis_types:
         return state
+    return jax.tree.map(_reshard_like, state, like)
 
-    def reshard(vector, like):
-        sharding = jax.typeof(like).sharding
-        if vector.shape != like.shape or sharding.mesh.empty:
-            return vector
-        return jax.sharding.reshard(vector, sharding)
 
-    return jax.tree.map(reshard, state, like)
+@partial(jax.jit, keep_unused=True)  # Outside of jit, `like` tells on which devices this runs.
+def _reshard_like(vector, like):
+    sharding = jax.typeof(like).sharding
+    if vector.shape != like.shape or sharding.mesh.empty:
+        return vector
+    return jax.sharding.reshard(vector, sharding)
 
 
 def _require_two_values(norm, x, layout, size, num_shards) -> None:
