@@ -1,10 +1,7 @@
-"""Normalization, permutation and augmentation of images, on the device."""
-
-from collections.abc import Callable
+"""Permutation and augmentation of images, on the device."""
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from experiments.config import AugmentConfig
 
@@ -12,39 +9,13 @@ _FLIP, _PERMUTE, _SHIFT, _GATHER = range(4)
 """The purposes of the random keys that are derived from the seed."""
 
 
-def pixel_statistics(images: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean and the standard deviation of each channel.
-
-    Args:
-      images: `[n, height, width, channels]` uint8.
-    """
-    pixels = jnp.asarray(images).astype(jnp.float32) / 255
-    return pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
-
-
-def normalizer(
-    statistics: tuple[jax.Array, jax.Array], gain: float
-) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function that maps uint8 images to floats.
-
-    Each channel of the images that the statistics come from then has mean 0 and standard deviation
-    `gain`.
-
-    Args:
-      statistics: mean and standard deviation of each channel, from `pixel_statistics`.
-      gain: standard deviation of the result.
-    """
-    mean, std = statistics
-    return lambda x: (x.astype(jnp.float32) / 255 - mean) / std * gain
-
-
-def permutation(seed: int, epoch: jax.Array, size: int) -> jax.Array:
+def permutation(seed: jax.Array | int, epoch: jax.Array, size: int) -> jax.Array:
     """Returns the order `[size]` of the training images in an epoch."""
     return jax.random.permutation(_key(seed, _PERMUTE, epoch), size)
 
 
 def gather_classes(
-    order: jax.Array, labels: jax.Array, piece: int, seed: int, epoch: jax.Array
+    order: jax.Array, labels: jax.Array, piece: int, seed: jax.Array | int, epoch: jax.Array
 ) -> jax.Array:
     """Sorts the images into pieces of one label each, and puts the pieces in a random order.
 
@@ -66,7 +37,11 @@ def gather_classes(
 
 
 def augment(
-    images: jax.Array, index: jax.Array, seed: int, epoch: jax.Array, config: AugmentConfig
+    images: jax.Array,
+    index: jax.Array,
+    seed: jax.Array | int,
+    epoch: jax.Array,
+    config: AugmentConfig,
 ) -> jax.Array:
     """Mirrors and shifts the images of one batch.
 
@@ -109,7 +84,7 @@ def shift(images: jax.Array, offsets: jax.Array, largest: int, pad: str) -> jax.
 
     def crop(image, offset):
         row, column = offset + largest
-        return jax.lax.dynamic_slice(image, (row, column, 0), images.shape[1:])
+        return jax.lax.dynamic_slice(image, (row, column, jnp.zeros_like(row)), images.shape[1:])
 
     return jax.vmap(crop)(padded, offsets)
 

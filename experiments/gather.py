@@ -3,17 +3,19 @@
 Command: python -m experiments.gather FILE FOLDER...
 """
 
+import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config import differences, from_dict, to_dict
 from experiments.configs import PRESETS
-from experiments.run_folder import RunFolder
-from experiments.studies.phrases import spread, table
+from experiments.run.atomic import write_text
+from experiments.run.errors import exit_code
+from experiments.run.folder import RunFolder
+from experiments.run.settings import flat, from_dict, section_variants
+from experiments.tables import spread, table
 
 _OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
 
@@ -25,56 +27,105 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     file, *folders = map(Path, arguments)
+    return exit_code(lambda: write(file, folders))
+
+
+def write(file: Path, folders: Iterable[Path]) -> None:
+    """Writes the results of the runs in the folders into the file, and prints the table.
+
+    Raises:
+      RunError: a folder holds no run.
+    """
     runs = [gather(RunFolder(folder)) for folder in folders]
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(runs, indent=1) + "\n")
-    os.replace(partial, file)
+    write_text(file, json.dumps(runs, indent=1) + "\n")
     print(markdown(runs))
-    return 0
 
 
 def gather(folder: RunFolder) -> dict[str, Any]:
     """Returns the configuration, the environment and the outcome of a run.
 
     The outcome of a run that ended early is its last step.
+
+    Raises:
+      RunError: the folder holds no run.
     """
     environment = folder.read("environment.json")
     del environment["command"]  # It names local folders. Its flags are in the configuration.
-    try:
+    if (folder.path / "summary.json").exists():
         summary = folder.read("summary.json")
         outcome = {name: summary[name] for name in _OUTCOME}
-    except FileNotFoundError:
-        outcome = {"last_step": max(record["step"] for record in folder.records("train"))}
+    else:
+        steps = [record["step"] for record in folder.records("train")]
+        outcome = {"last_step": max(steps, default=0)}
     return {"config": folder.read("config.json"), "environment": environment, "outcome": outcome}
 
 
-def markdown(runs: Iterable[dict[str, Any]]) -> str:
-    """Returns a Markdown table with a row for each configuration: means and spreads over seeds."""
+def markdown(runs: Iterable[dict[str, Any]], shown: Iterable[str] = ()) -> str:
+    """Returns a Markdown table with a row for each configuration: means and spreads over seeds.
+
+    Args:
+      runs: the runs.
+      shown: settings that each row shows, even if their values are the preset's.
+    """
+    shown = [name.replace("-", "_") for name in shown]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(command(run["config"]), []).append(run["outcome"])
+        groups.setdefault(command(run["config"], shown), []).append(run["outcome"])
     rows = []
     for name, outcomes in groups.items():
-        ended = [o["last_step"] for o in outcomes if "last_step" in o]
-        done = [o for o in outcomes if "last_step" not in o]
+        ended = [outcome["last_step"] for outcome in outcomes if "last_step" in outcome]
+        done = [outcome for outcome in outcomes if "last_step" not in outcome]
         results = [f"{spread([o['accuracy'] for o in done]):.2%}"] if done else []
         seconds = f"{spread([o['seconds']['training'] for o in done]):.0f}" if done else ""
         if ended:
-            steps = ", ".join(map(str, ended))
-            results.append(f"{len(ended)} of {len(outcomes)} ended early, after step {steps}")
+            results.append(f"{len(ended)} of {len(outcomes)} ended early, after {_steps(ended)}")
         rows.append([f"`{name}`", str(len(outcomes)), "; ".join(results), seconds])
-    return table(["run", "seeds", "test accuracy", "training, s"], rows)
+    return table(["run", "seeds", "test accuracy", "training time, s"], rows)
 
 
-def command(config: dict[str, Any]) -> str:
-    """Returns the preset and the flags of a configuration, without its seed."""
-    preset = to_dict(PRESETS[config["name"]]) | {"seed": config["seed"]}
-    flags = []
-    for line in differences(preset, to_dict(from_dict(config))):
-        name, change = line.split(": ")
-        flags.append(f"--{name.replace('_', '-')} {change.split(' -> ')[1]}")
-    return " ".join([config["name"], *flags])
+def _steps(steps: list[int]) -> str:
+    *first, last = map(str, steps)
+    return f"steps {', '.join(first)} and {last}" if first else f"step {last}"
+
+
+def command(stored: dict[str, Any], shown: Iterable[str] = ()) -> str:
+    """Returns the preset of a stored configuration, and its flags without the seed.
+
+    The flags are those in which the run differs from today's preset. So a setting that the preset
+    has changed since is a flag, too. Numbers are rounded to six digits.
+
+    Args:
+      stored: the configuration as a dictionary.
+      shown: settings that are shown in any case.
+    """
+    config = from_dict(stored)
+    preset = dataclasses.replace(PRESETS[config.name], seed=config.seed)
+    default = flat(preset)
+    for section, (tag, _) in section_variants().items():
+        kind = type(getattr(config, section))
+        if not isinstance(getattr(preset, section), kind):
+            other = flat(dataclasses.replace(preset, **{section: kind()}))
+            default = other | {f"{section}.{tag}": default[f"{section}.{tag}"]}
+    values = flat(config).items()
+    flags = [
+        _flag(name, value) for name, value in values if name in shown or value != default[name]
+    ]
+    return " ".join([config.name, *flags])
+
+
+def _flag(name: str, value: Any) -> str:
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        section, _, setting = name.rpartition(".")
+        return f"--{name}" if value else f"--{section}.no-{setting}".replace("--.", "--")
+    return f"--{name} {_words(value)}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(_words, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

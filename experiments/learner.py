@@ -1,37 +1,30 @@
-"""A training run as pure, jitted functions of its state, which read and write no files."""
+"""A training run as pure functions of its state and the images, which read and write no files."""
 
 import math
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
-import jbn
-from experiments.augment import (
-    augment,
-    gather_classes,
-    normalizer,
-    permutation,
-    pixel_statistics,
-    shift,
-)
+from experiments.augment import augment, gather_classes, permutation
 from experiments.config import Config
-from experiments.data import Dataset
-from experiments.models import make_model, whitening_kernel
-from experiments.optimizers import learning_rate, look_ahead, make_optimizer
+from experiments.models.airbench import Airbench, whitening_kernel
+from experiments.models.layers import Layers
+from experiments.optimizers import LOOKAHEAD_STEPS, learning_rate, look_ahead, make_optimizer
+from experiments.placement import Images, everywhere, spread
 
 
 class TrainState(NamedTuple):
     """The state of a training run.
 
-    It holds no random key, because randomness is derived from the seed and the step.
-
     Attributes:
       step: `[]` int32 number of steps done.
+      seed: `[]` int32 from which, with the step, all random choices are derived.
       params: the network's parameters.
       batch_stats: its running statistics.
       opt_state: the optimizer's state.
@@ -39,274 +32,181 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
+    seed: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
     slow: Any
 
 
-class Learner(NamedTuple):
-    """A training run.
+@dataclass(frozen=True)
+class Learner:
+    """What a run learns with: network, optimizer and schedule.
 
     Attributes:
-      init: `init() -> state`.
-      train: `train(state, num_steps) -> (state, metrics)`, jitted with `num_steps` static and the
-        state donated; metrics are `[num_steps]` arrays: loss, accuracy, learning_rate, grad_norm.
-      evaluate: `evaluate(state) -> dict` over the test images: loss, accuracy (with the configured
-        views), accuracy_plain, accuracy_batch_statistics (normalized as in training) and confusion
-        `[label, prediction]`.
-      drift: `drift(state) -> {layer: {mean, var}}`, distances of the running statistics from the
-        statistics of a batch of training images. `mean` is the root mean square over features of
-        the difference of the means, in standard deviations; `var` is that of the logarithm of the
-        ratio of the variances.
-      steps_per_epoch: number of full batches in an epoch. An epoch leaves out images that do not
-        fill a batch.
-      total_steps: number of steps of the run.
-      normalize: `normalize(images) -> x`, the network's input.
-      apply: `apply(params, batch_stats, x, train) -> (logits, batch_stats)`.
-      loss: `loss(params, batch_stats, x, labels) -> (loss, (batch_stats, accuracy))` in training.
-      update: `update(state, grads, batch_stats) -> state`, an optimizer step with given gradients.
+      config: configuration of the run. Its seed is not used; `init` takes one.
+      num_classes: number of classes.
+      num_images: number of training images.
     """
 
-    init: Callable[[], TrainState]
-    train: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[TrainState], dict[str, jax.Array]]
-    drift: Callable[[TrainState], dict[str, dict[str, jax.Array]]]
-    steps_per_epoch: int
-    total_steps: int
-    normalize: Callable[[jax.Array], jax.Array]
-    apply: Callable[..., tuple[jax.Array, Any]]
-    loss: Callable[..., tuple[jax.Array, tuple[Any, jax.Array]]]
-    update: Callable[[TrainState, Any, Any], TrainState]
+    config: Config
+    num_classes: int
+    num_images: int
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of full batches in an epoch, which leaves out images that do not fill one."""
+        return self.num_images // self.config.batch_size
 
-def make_learner(
-    config: Config,
-    dataset: Dataset,
-    mesh: Mesh | None = None,
-    normalize: Callable[[jax.Array], jax.Array] | None = None,
-) -> Learner:
-    """Returns the functions of a training run.
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the run."""
+        return math.ceil(round(self.config.epochs * self.steps_per_epoch, 6))
 
-    Args:
-      config: configuration of the run.
-      dataset: the images, which stay on the device as uint8.
-      mesh: devices on one axis `data`. Each batch is spread over them, and each holds the state.
-      normalize: `normalize(images) -> x`; by default it uses the statistics of the training images.
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of parameters and statistics, and of the network's input."""
+        return jnp.dtype("float64" if self.config.precision == "float64" else "float32")
 
-    Raises:
-      ValueError: there are fewer training images than a batch needs, or `classes_per_batch` does
-        not divide the batch.
-    """
-    num_images = len(dataset.train_labels)
-    if num_images < config.batch_size:
-        raise ValueError(
-            f"batch_size={config.batch_size} is more than the {num_images} training images."
-        )
-    piece, rest = divmod(config.batch_size, config.classes_per_batch or 1)
-    if rest:
-        raise ValueError(
-            f"classes_per_batch={config.classes_per_batch} must divide "
-            f"batch_size={config.batch_size}."
-        )
-    steps_per_epoch = num_images // config.batch_size
-    total_steps = math.ceil(config.epochs * steps_per_epoch)
-    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    images, labels, test_images, test_labels = jax.device_put(dataset[:4], everywhere)
-    normalize = normalize or normalizer(pixel_statistics(images), config.data.gain)
-    num_classes = len(dataset.classes)
-    model = make_model(config, num_classes, config.norm.make())
-    optimizer = make_optimizer(config.optimizer, total_steps, steps_per_epoch)
-    schedule = learning_rate(config.optimizer, total_steps)
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network: `model(x, train, mask) -> logits`."""
+        norm, dtype = self.config.norm, jnp.dtype(self.config.precision)
+        layers = Layers(norm.make(), norm.activates, dtype, self.dtype)
+        return self.config.model.make(self.num_classes, layers)
 
-    def spread(batch):
-        return jax.lax.with_sharding_constraint(batch, _spread(mesh)) if mesh else batch
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate as a function of the step."""
+        return learning_rate(self.config.optimizer, self.total_steps)
 
-    def apply(params, batch_stats, x, train, mask=None):
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        model = self.config.model
+        epochs = model.whiten_epochs if isinstance(model, Airbench) else 0.0
+        return make_optimizer(self.config.optimizer, self.schedule, epochs * self.steps_per_epoch)
+
+    def normalize(self, data: Images, images: ArrayLike) -> jax.Array:
+        """Returns the network's input for uint8 images `[..., height, width, channels]`."""
+        pixels = jnp.asarray(images, self.dtype) / 255
+        return (pixels - data.mean) / data.std * self.config.data.gain
+
+    def apply(
+        self, params: Any, batch_stats: Any, x: jax.Array, train: bool, mask: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Returns the logits `[batch, classes]` and the next running statistics."""
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, updates = model.apply(variables, x, train, mask, mutable=["batch_stats"])
+        logits, updates = self.model.apply(variables, x, train, mask, mutable=["batch_stats"])
         return logits, updates.get("batch_stats", {})
 
-    @partial(jax.jit, out_shardings=everywhere)
-    def init() -> TrainState:
-        variables = model.init(jax.random.key(config.seed), normalize(images[:2]), train=True)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        if "whiten" in params:
-            params["whiten"]["kernel"] = whitening_kernel(normalize(images[:5000]))
-        slow = (params, batch_stats) if config.optimizer.lookahead else None
-        return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), slow)
 
-    def loss_of(params, batch_stats, x, y):
-        logits, batch_stats = apply(params, batch_stats, x, train=True)
-        targets = optax.smooth_labels(jax.nn.one_hot(y, num_classes), config.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (batch_stats, jnp.mean(jnp.argmax(logits, -1) == y))
-
-    def update(state: TrainState, grads, batch_stats) -> TrainState:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params, slow, step = optax.apply_updates(state.params, updates), state.slow, state.step + 1
-        if slow is not None:
-            slow, (params, batch_stats) = look_ahead(slow, (params, batch_stats), step, total_steps)
-        return TrainState(step, params, batch_stats, opt_state, slow)
-
-    def train_step(state: TrainState, index: jax.Array):
-        epoch = state.step // steps_per_epoch
-        x, y = spread((images[index], labels[index]))
-        x = augment(normalize(x), index, config.seed, epoch, config.augment)
-        grad = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (batch_stats, accuracy)), grads = grad(state.params, state.batch_stats, x, y)
-        metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
-            "learning_rate": jnp.float32(schedule(state.step)),
-            "grad_norm": optax.tree.norm(grads),
-        }
-        return update(state, grads, batch_stats), metrics
-
-    @partial(jax.jit, static_argnums=1, donate_argnums=0)
-    def train(state: TrainState, num_steps: int):
-        def order_of(step):
-            epoch = step // steps_per_epoch
-            order = permutation(config.seed, epoch, num_images)
-            if config.classes_per_batch:
-                order = gather_classes(order, labels, piece, config.seed, epoch)
-            return order
-
-        def body(carry, _):
-            state, order = carry
-            place = state.step % steps_per_epoch
-            order = jax.lax.cond(place == 0, lambda: order_of(state.step), lambda: order)
-            index = jax.lax.dynamic_slice_in_dim(
-                order, place * config.batch_size, config.batch_size
-            )
-            state, metrics = train_step(state, index)
-            return (state, order), metrics
-
-        loop = _unrolled if jax.default_backend() == "cpu" else jax.lax.scan
-        (state, _), metrics = loop(body, (state, order_of(state.step)), length=num_steps)
-        return state, metrics
-
-    @jax.jit
-    def evaluate(state: TrainState):
-        params, batch_stats = _final(state)
-        x, y, valid = _batches(test_images, test_labels, config.eval_batch_size)
-
-        def one_batch(batch):
-            x, y, valid = spread(batch)
-            x = normalize(x)
-            plain, _ = apply(params, batch_stats, x, train=False)
-            logits = _views_mean(
-                lambda x: apply(params, batch_stats, x, train=False)[0], x, plain, config.views
-            )
-            own, _ = apply(params, batch_stats, x, train=True, mask=valid[:, None, None])
-            hits = {
-                "accuracy": jnp.argmax(logits, -1) == y,
-                "accuracy_plain": jnp.argmax(plain, -1) == y,
-                "accuracy_batch_statistics": jnp.argmax(own, -1) == y,
-                "loss": optax.softmax_cross_entropy_with_integer_labels(plain, y),
-            }
-            sums = {name: jnp.sum(jnp.where(valid, hit, 0)) for name, hit in hits.items()}
-            cells = jnp.zeros((num_classes, num_classes), jnp.int32)
-            return sums, cells.at[y, jnp.argmax(logits, -1)].add(valid)
-
-        sums, confusion = jax.tree.map(
-            partial(jnp.sum, axis=0), jax.lax.map(one_batch, (x, y, valid))
-        )
-        means = {name: value / len(test_labels) for name, value in sums.items()}
-        return {**means, "confusion": confusion}
-
-    # With decay 0 the new running statistics are the batch's own.
-    newest = config.norm.make(decay=0.0)
-
-    @jax.jit
-    def drift(state: TrainState):
-        if not isinstance(newest, jbn.Norm):
-            return {}
-        params, batch_stats = _final(state)
-        x = normalize(images[: config.eval_batch_size])
-        variables = {"params": params, "batch_stats": batch_stats}
-        own = make_model(config, num_classes, newest)
-        _, updates = own.apply(variables, x, True, mutable=["batch_stats"])
-        return _distances(batch_stats, updates["batch_stats"])
-
-    return Learner(
-        *(init, train, evaluate, drift, steps_per_epoch, total_steps),
-        *(normalize, apply, loss_of, update),
+def init(learner: Learner, data: Images, seed: jax.Array | int) -> TrainState:
+    """Returns the state before the first step."""
+    x = learner.normalize(data, data.train_images[:2])
+    variables: Any = learner.model.init(jax.random.key(seed), x, train=True)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if learner.dtype == jnp.float64:
+        batch_stats = optax.tree.cast(batch_stats, learner.dtype)
+    if isinstance(learner.config.model, Airbench):
+        x = learner.normalize(data, data.train_images[:5000])
+        params["whiten"]["kernel"] = whitening_kernel(x)
+    slow = (params, batch_stats) if learner.config.optimizer.lookahead else None
+    opt_state = learner.optimizer.init(params)
+    return everywhere(
+        TrainState(jnp.int32(0), jnp.int32(seed), params, batch_stats, opt_state, slow)
     )
 
 
-def _final(state: TrainState) -> tuple[Any, Any]:
-    """Returns the parameters and statistics for inference: lookahead's slow ones, if it is used."""
-    return (state.params, state.batch_stats) if state.slow is None else state.slow
+def train(
+    learner: Learner, state: TrainState, data: Images, num_steps: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Trains for a number of steps.
 
+    Args:
+      learner: the learner.
+      state: the state.
+      data: the images.
+      num_steps: number of steps.
 
-def _unrolled(body, carry, length):
-    """Does the same as `jax.lax.scan`, but without a loop.
-
-    Within a loop, XLA computes the gradients of a convolution about 30 times slower on a CPU.
+    Returns:
+      The next state, and the metrics of each step, `[num_steps]`: `loss`, `accuracy`,
+      `learning_rate` and `grad_norm`.
     """
-    outputs = []
-    for _ in range(length):
-        carry, output = body(carry, None)
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    config = learner.config
+
+    def order_of(step):
+        epoch = step // learner.steps_per_epoch
+        order = permutation(state.seed, epoch, learner.num_images)
+        if config.classes_per_batch:
+            piece = config.batch_size // config.classes_per_batch
+            order = gather_classes(order, data.train_labels, piece, state.seed, epoch)
+        return order
+
+    def body(carry, _):
+        state, order = carry
+        place = state.step % learner.steps_per_epoch
+        order = jax.lax.cond(place == 0, lambda: order_of(state.step), lambda: order)
+        index = jax.lax.dynamic_slice_in_dim(order, place * config.batch_size, config.batch_size)
+        state, metrics = train_step(learner, state, data, index)
+        return (state, order), metrics
+
+    # Within a loop, XLA computes the gradients of a convolution about 30 times slower on a CPU.
+    unroll = jax.default_backend() == "cpu"
+    carry = state, order_of(state.step)
+    (state, _), metrics = jax.lax.scan(body, carry, length=num_steps, unroll=unroll)
+    return everywhere((state, metrics))
 
 
-def _spread(mesh):
-    return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def _batches(images, labels, size):
-    """Pads to full batches; returns images, labels and a mask of the real ones.
-
-    All have the shape `[batches, size, ...]`.
-    """
-    count = len(labels)
-    padding = -count % size
-
-    def stack(array):
-        array = jnp.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1))
-        return array.reshape(-1, size, *array.shape[1:])
-
-    return stack(images), stack(labels), stack(jnp.ones(count, bool))
-
-
-def _views_mean(infer, x, plain, views) -> jax.Array:
-    """Averages logits over views of the images as airbench94 does.
-
-    Half the weight is on the unshifted views.
-    """
-    if views == "plain":
-        return plain
-
-    def mirrored(x, logits=None):
-        return ((infer(x) if logits is None else logits) + infer(x[:, :, ::-1])) / 2
-
-    if views == "mirror":
-        return mirrored(x, plain)
-    corners = [jnp.full((x.shape[0], 2), offset, jnp.int32) for offset in (-1, 1)]
-    shifted = [mirrored(shift(x, corner, 1, "reflect")) for corner in corners]
-    return mirrored(x, plain) / 2 + sum(shifted) / 4
-
-
-def _distances(running, own):
-    """Returns the distances between two trees of statistics, two numbers for each layer."""
-
-    def layers(tree, path=()):
-        if "mean" in tree:
-            yield "/".join(path), tree
-            return
-        for name, branch in tree.items():
-            yield from layers(branch, (*path, name))
-
-    def rms(values):
-        return jnp.sqrt(jnp.mean(values**2))
-
-    tiny = jnp.finfo(jnp.float32).tiny
-    return {
-        name: {
-            "mean": rms((old["mean"] - new["mean"]) / jnp.sqrt(new["var"] + tiny)),
-            "var": rms(jnp.log((old["var"] + tiny) / (new["var"] + tiny))),
-        }
-        for (name, old), (_, new) in zip(layers(running), layers(own), strict=True)
+def train_step(
+    learner: Learner, state: TrainState, data: Images, index: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Trains on the batch of the images with these indices `[batch]`, as `train` does."""
+    epoch = state.step // learner.steps_per_epoch
+    images, labels = spread((data.train_images[index], data.train_labels[index]))
+    x = learner.normalize(data, images)
+    x = augment(x, index, state.seed, epoch, learner.config.augment)
+    gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)
+    (value, (batch_stats, accuracy)), grads = gradient(
+        learner, state.params, state.batch_stats, x, labels
+    )
+    metrics = {
+        "loss": value,
+        "accuracy": accuracy,
+        "learning_rate": jnp.asarray(learner.schedule(state.step), learner.dtype),
+        "grad_norm": optax.tree.norm(grads),
     }
+    return update(learner, state, grads, batch_stats), metrics
+
+
+def loss(
+    learner: Learner, params: Any, batch_stats: Any, x: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    """Returns the mean loss of a training batch, and (next statistics, accuracy)."""
+    logits, batch_stats = learner.apply(params, batch_stats, x, train=True)
+    one_hot = jax.nn.one_hot(labels, learner.num_classes, dtype=logits.dtype)
+    targets = optax.smooth_labels(one_hot, learner.config.label_smoothing)
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+    return optax.softmax_cross_entropy(logits, targets).mean(), (batch_stats, accuracy)
+
+
+def update(learner: Learner, state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
+    """Returns the state after an optimizer step with these gradients and statistics."""
+    updates, opt_state = learner.optimizer.update(grads, state.opt_state, state.params)
+    params, slow, step = optax.apply_updates(state.params, updates), state.slow, state.step + 1
+    if slow is not None:
+        fast = params, batch_stats
+        slow, (params, batch_stats) = look_ahead(slow, fast, step, learner.total_steps)
+    return TrainState(step, state.seed, params, batch_stats, opt_state, slow)
+
+
+def final(state: TrainState) -> tuple[Any, Any]:
+    """Returns the parameters and statistics for inference: lookahead's slow ones, if it is used.
+
+    Before lookahead's first move, when the slow ones are the initial ones, it returns the fast.
+    """
+    fast = state.params, state.batch_stats
+    if state.slow is None:
+        return fast
+    moved = state.step >= LOOKAHEAD_STEPS
+    return jax.tree.map(lambda slow, fast: jnp.where(moved, slow, fast), state.slow, fast)

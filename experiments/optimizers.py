@@ -4,37 +4,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.config import OptimizerConfig
 
+LOOKAHEAD_STEPS = 5
+"""Number of steps between two moves of lookahead's slow weights."""
+
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step, from 0 to `total_steps` - 1."""
-    shares, factors = zip(*config.schedule, strict=True)
-    steps, factors = jnp.asarray(shares) * total_steps, jnp.asarray(factors)
+    """Returns the learning rate as a function of the step, from 0 to `total_steps` - 1.
+
+    A point of the schedule that falls between two steps is moved to the first of them.
+    """
+    shares, factors = np.array(config.schedule).T
+    steps = np.floor(shares * total_steps)
     return lambda step: config.learning_rate * jnp.interp(step, steps, factors)
 
 
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int, steps_per_epoch: int
+    config: OptimizerConfig, schedule: optax.Schedule, whiten_steps: float = 0.0
 ) -> optax.GradientTransformation:
-    """Returns SGD with Nesterov momentum and coupled weight decay.
+    """Returns SGD with momentum and coupled weight decay.
 
     The norms' biases have their own learning rate and weight decay. In a layer named `whiten` the
-    kernel is frozen from the start, and the bias after `whiten_epochs`.
+    kernel is frozen from the start, and the bias after `whiten_steps`.
     """
-    schedule = learning_rate(config, total_steps)
 
     def sgd(factor: float = 1.0) -> optax.GradientTransformation:
         return optax.chain(
             optax.add_decayed_weights(config.weight_decay / factor),
-            optax.trace(config.momentum, nesterov=True),
+            optax.trace(config.momentum, nesterov=config.nesterov),
             optax.scale_by_learning_rate(lambda step: factor * schedule(step)),
         )
 
     def until_frozen(step):
-        return jnp.where(step < config.whiten_epochs * steps_per_epoch, 1.0, 0.0)
+        return jnp.where(step < whiten_steps, 1.0, 0.0)
 
     return optax.partition(
         {
@@ -60,9 +66,9 @@ def _kinds(params: Any) -> Any:
 def look_ahead(slow: Any, fast: Any, step: jax.Array, total_steps: int) -> tuple[Any, Any]:
     """Returns the slow and the fast weights after a step of lookahead.
 
-    Every 5 steps the slow weights move toward the fast weights, and the fast weights are set to the
-    slow ones. The method is that of Zhang et al. 2019 (https://arxiv.org/abs/1907.08610), with
-    airbench94's rising decay.
+    Every `LOOKAHEAD_STEPS` steps the slow weights move toward the fast weights, and the fast
+    weights are set to the slow ones. The method is that of Zhang et al. 2019
+    (https://arxiv.org/abs/1907.08610), with airbench94's rising decay.
 
     Args:
       slow: pytree of slow weights. Integers in it are copied from the fast weights.
@@ -70,13 +76,14 @@ def look_ahead(slow: Any, fast: Any, step: jax.Array, total_steps: int) -> tuple
       step: `[]` number of steps done.
       total_steps: number of steps of the run.
     """
-    decay = 0.95**5 * (step / total_steps) ** 3
-    due = step % 5 == 0
+    decay = 0.95**LOOKAHEAD_STEPS * (jnp.asarray(step, float) / total_steps) ** 3
+    due = step % LOOKAHEAD_STEPS == 0
 
     def move(old, new):
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return jnp.where(due, decay * old + (1 - decay) * new, old)
+        share = decay.astype(new.dtype)
+        return jnp.where(due, share * old + (1 - share) * new, old)
 
     slow = jax.tree.map(move, slow, fast)
     return slow, jax.tree.map(lambda s, f: jnp.where(due, s, f), slow, fast)

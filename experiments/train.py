@@ -6,58 +6,89 @@ Several processes can train together, on one or several machines, if all can rea
 python -m experiments.train PRESET --output FOLDER --processes N --process I --coordinator HOST:PORT
 """
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+
+if __name__ == "__main__":
+    # The imports below take seconds, and an exception from Ctrl-C can get lost in them.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.checkpoints import Checkpoints
-from experiments.cluster import Signals, connected_processes, make_mesh, resume_hint
-from experiments.command import Interrupted, Run, RunError, open_folder, parse
-from experiments.config import to_dict
-from experiments.data import DataError, load
-from experiments.programs import Programs
-from experiments.run_folder import environment
-from experiments.session import Session
+import jax
+
+from experiments.evaluation import drift, evaluate
+from experiments.learner import TrainState, train
+from experiments.run.command import parse
+from experiments.run.errors import Interrupted, exit_code
+from experiments.run.flags import Run
+from experiments.run.processes import connected_processes
+from experiments.run.session import Session, started
+from experiments.run.several import parts, result, store_parts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    try:
-        run = parse(sys.argv[1:] if arguments is None else list(arguments))
-        summary = carry_out(run)
-    except (DataError, RunError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return interrupted.exit_code
-    if run.process == 0:
-        accuracy, folder = summary["accuracy"], summary["folder"]
-        print(f"The test accuracy is {accuracy:.2%}. The report is in {folder}/report.md.")
-    return 0
+
+    def command():
+        run = parse(sys.argv[1:] if arguments is None else arguments)
+        with connected_processes(run):
+            summaries = [carry_out(part, lambda: store_parts(run)) for part in parts(run)]
+            if jax.process_index() == 0:
+                print(result(run, summaries))
+
+    return exit_code(command)
 
 
-def carry_out(run: Run) -> dict[str, Any]:
+def carry_out(run: Run, begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Trains, evaluates, saves and reports; returns the summary.
+
+    Args:
+      run: the run.
+      begin: function that is called when all checks are done and the folder exists.
 
     Raises:
       DataError: the data is missing or damaged.
       RunError: the devices or the folder do not fit the run, or the loss is not finite.
       Interrupted: SIGTERM or SIGINT ended the run.
     """
-    # Processes wait for each other when they join. So all check the folder before one writes to it.
-    folder = open_folder(run)
-    with connected_processes(run):
-        mesh = make_mesh(run)
-        dataset = load(run.config.data, run.data_dir, run.data_variant)
-        programs = Programs(run.config, dataset, mesh)
-        folder.write("config.json", to_dict(run.config))
-        folder.write("environment.json", environment(dataset.variant))
-        with resume_hint(run), Checkpoints(folder.path) as checkpoints, Signals() as signals:
-            state = checkpoints.restore(programs.shapes("init"), print) if run.resume else None
-            state = programs.compiled("init")() if state is None else state
-            folder.forget_after(int(state.step))
-            return Session(run, folder, dataset, programs, checkpoints, signals).train(state)
+    with started(run) as session:
+        begin()
+        state = fit(session)
+        if not session.journal.is_tested(state):
+            test(session, state)
+        return session.finish()
+
+
+def fit(session: Session) -> TrainState:
+    """Trains to the last step; returns the last state."""
+    learner, journal, call = session.learner, session.journal, session.compiled
+    state, step, total = session.state, int(session.state.step), learner.total_steps
+    while step < total:
+        size = min(session.chunk, session.every - step % session.every, total - step)
+        state, metrics = call(train, state, session.data, size)
+        step += size
+        journal.trained(step, metrics, call.seconds)
+        if step % session.every == 0 or step == total:
+            test(session, state)
+        number = session.signals.agreed()
+        if number and step < total:
+            journal.save(state)
+            raise Interrupted(number, session.run.resume_command)
+    return state
+
+
+def test(session: Session, state: TrainState) -> None:
+    """Evaluates the state, and saves it."""
+    call = session.compiled
+    results = call(evaluate, state, session.data)
+    seconds = call.seconds
+    distances = call(drift, state, session.data)
+    times = {"seconds": seconds + call.seconds, "compiling": call.compiling}
+    call.compiling = 0.0
+    session.journal.tested(state, results, distances, times)
 
 
 if __name__ == "__main__":

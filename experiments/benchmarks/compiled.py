@@ -16,7 +16,8 @@ import tyro
 from experiments.benchmarks import collectives, networks, program_cost, targets
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
 from experiments.benchmarks.networks import NormActivation, Shape
-from experiments.run_folder import RunFolder, versions
+from experiments.run.environment import versions
+from experiments.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"conv-norm-act": networks.stack, "residual": networks.residual}

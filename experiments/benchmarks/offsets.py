@@ -12,7 +12,8 @@ import tyro
 
 from experiments.benchmarks.layers import DISTRIBUTIONS, installed
 from experiments.benchmarks.peers import variance_error
-from experiments.run_folder import RunFolder, versions
+from experiments.run.environment import versions
+from experiments.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "offsets.json"
 OFFSETS = [1, 2, 2.9, *(float(offset) for offset in np.logspace(0.5, 5, 10))]

@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.layers import DISTRIBUTIONS, Layer, Missing, installed
-from experiments.run_folder import RunFolder, versions
+from experiments.run.environment import versions
+from experiments.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 Maker = Callable[..., Layer]

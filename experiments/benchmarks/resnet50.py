@@ -20,7 +20,8 @@ import tyro
 from experiments.benchmarks import program_cost, targets
 from experiments.benchmarks.linen_networks import ResNet50, training
 from experiments.benchmarks.linen_norms import NetworkNorms, linen_norms
-from experiments.run_folder import RunFolder, versions
+from experiments.run.environment import versions
+from experiments.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "resnet50-h100.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin")

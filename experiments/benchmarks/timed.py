@@ -22,7 +22,8 @@ from experiments.benchmarks.turns import (
     norm_turns,
     resnet20_turns,
 )
-from experiments.run_folder import RunFolder, environment, versions
+from experiments.run.environment import environment, versions
+from experiments.run.folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((64, 32, 32, 64), (64, 16, 16, 256), (64, 64, 64, 16), (4096, 256))

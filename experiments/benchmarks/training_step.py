@@ -13,13 +13,15 @@ import numpy as np
 import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.augment import normalizer, pixel_statistics
 from experiments.benchmarks import program_cost
 from experiments.benchmarks.targets import Target, devices
 from experiments.config import Config
 from experiments.configs import PRESETS
-from experiments.programs import jit_learner
-from experiments.run_folder import RunFolder, versions
+from experiments.learner import Learner, train
+from experiments.placement import Images
+from experiments.run.environment import versions
+from experiments.run.folder import RunFolder
+from experiments.run.trained import state_shapes
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
 PRESET = "cifar10"
@@ -67,18 +69,18 @@ def measure(
     mesh = Mesh(np.array(devices(target, count)), ("data",), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     train_size, test_size, shape = sizes
-    images = tuple(
+    images: Any = [
         jax.ShapeDtypeStruct((size, *rest), dtype, sharding=everywhere)
         for size in (train_size, test_size)
         for rest, dtype in ((shape, jnp.uint8), ((), jnp.int32))
-    )
-    # The statistics of the channels are constants of the program. Their values do not matter.
-    noise = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
-    normalize = normalizer(pixel_statistics(noise), config.data.gain)
-    classes = tuple("0123456789")
-    state = jit_learner(config, classes, mesh, normalize, "init").eval_shape(images)
-    step = jit_learner(config, classes, mesh, normalize, "train", static=(1,))
-    program = program_cost.read(step.lower(images, state).compile())
+    ]
+    pixels: Any = jax.ShapeDtypeStruct(shape[-1:], jnp.float32, sharding=everywhere)
+    data = Images(*images, mean=pixels, std=pixels)
+    learner = Learner(config, num_classes=10, num_images=train_size)
+    state = state_shapes(learner, shape, everywhere)
+    with jax.set_mesh(mesh):
+        step = jax.jit(train, static_argnums=(0, 3), donate_argnums=1)
+        program = program_cost.read(step.lower(learner, state, data, 1).compile())
     paths = [path for path, _ in jax.tree.leaves_with_path(state.batch_stats)]
     return {
         "norms": len({path[:-1] for path in paths}),

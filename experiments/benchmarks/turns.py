@@ -20,6 +20,7 @@ from experiments.benchmarks.linen_networks import ResNet50, training
 from experiments.benchmarks.linen_norms import linen_norms
 from experiments.benchmarks.stopwatch import Turn, clock
 from experiments.models import ResNet20
+from experiments.models.layers import Layers
 
 NORMS = ("jbn", "jbn, in place", "flax.linen", "torch")
 LINEN_NORMS = ("jbn", "jbn, in place", "flax.linen")
@@ -75,7 +76,8 @@ def resnet20_turns(batch: int) -> Iterator[tuple[str, Turn]]:
     labels = jnp.asarray(rng.integers(0, 10, batch), jnp.int32)
     for name in LINEN_NORMS:
         norm = linen_norms(jnp.float32)[name].norm
-        model = ResNet20(10, norm, jnp.float32, norm_activates=name == "jbn, in place")
+        layers = Layers(norm, norm_activates=name == "jbn, in place")
+        model = ResNet20().make(10, layers)
         init, step = training(model, optax.sgd(0.1), options=(True,))
         run = partial(jax.jit(step), jax.jit(init)(images), images, labels)
         yield (

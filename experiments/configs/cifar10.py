@@ -6,25 +6,20 @@ Test accuracy: 67.9% after one epoch (single views, 1 seed, JPEG copy of CIFAR-1
 published for the whole recipe.
 """
 
-from experiments.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    NormConfig,
-    OptimizerConfig,
-)
+from experiments.config import AugmentConfig, Config, DataConfig, OptimizerConfig
+from experiments.models import Airbench
+from experiments.norms import BatchNorm
 
 CONFIG = Config(
     name="cifar10",
     data=DataConfig("cifar10"),
     augment=AugmentConfig(flip="alternating", shift=2, pad="reflect"),
-    model=ModelConfig("airbench", (64, 256, 256)),
-    norm=NormConfig(decay=0.6, epsilon=1e-12, scale=False, unbiased=True),
+    model=Airbench(),
+    norm=BatchNorm(decay=0.6, epsilon=1e-12, scale=False, unbiased=True),
     optimizer=OptimizerConfig(
         learning_rate=1.5,
         momentum=0.85,
-        weight_decay=1.33e-3,
+        weight_decay=0.0153 / 11.5,
         norm_bias_factor=64,
         schedule=((0.0, 0.2), (0.23, 1.0), (1.0, 0.07)),
         lookahead=True,

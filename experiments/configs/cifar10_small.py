@@ -7,13 +7,13 @@ Test accuracy: 81.4% ± 0.2%, and 73.7% ± 0.5% in 3 epochs (3 seeds, JPEG copy 
 
 import dataclasses
 
-from experiments.config import ModelConfig
 from experiments.configs import cifar10
+from experiments.models import Airbench
 
 CONFIG = dataclasses.replace(
     cifar10.CONFIG,
     name="cifar10_small",
-    model=ModelConfig("airbench", (16, 32, 32)),
+    model=Airbench(widths=(16, 32, 32)),
     optimizer=dataclasses.replace(cifar10.CONFIG.optimizer, learning_rate=0.75),
     batch_size=512,
     eval_batch_size=1000,

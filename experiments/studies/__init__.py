@@ -11,7 +11,7 @@ from experiments.studies import (
     small_batches,
     smoother,
 )
-from experiments.studies.definition import Study
+from experiments.studies.tools.definition import Study
 
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY

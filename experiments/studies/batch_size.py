@@ -7,13 +7,28 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.report import percent
-from experiments.studies import figures
-from experiments.studies.base import base, best_rate, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, points, spread, table
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training, accuracy, logits, logits_by_batch, recalibrated
+from experiments.run.figures import percent
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import (
+    ON_TEST_IMAGES,
+    TEST_IMAGES,
+    base,
+    best_rate,
+    change,
+    convolutions,
+)
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.phrases import listed, points, threshold
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import (
+    Training,
+    accuracy,
+    logits,
+    logits_by_batch,
+    recalibrated,
+)
+from experiments.studies.tools.verdicts import difference
+from experiments.tables import spread, table
 
 MODES = {
     "accuracy": ("running statistics", "tab:blue"),
@@ -23,6 +38,10 @@ MODES = {
 """The statistics in inference: name and color."""
 _ANY = "any"
 _BATCH = 128
+_RECALIBRATED_ON = 10_000
+"""Largest number of training images that statistics are recalibrated on."""
+_RELEVANT = 0.01
+"""Threshold for a difference of two test accuracies."""
 
 
 def settings(scale: Scale) -> list[Setting]:
@@ -37,10 +56,10 @@ def settings(scale: Scale) -> list[Setting]:
         own_sizes = (_ANY,) if method in ("none", "group") else sizes
         for size, rate, seed in product(own_sizes, rates, range(seeds)):
             config = base(scale, "batch_size")
-            grouped = method in ("batch", "renorm")
+            group = {"group_size": size} if method in ("batch", "renorm") else {}
             config = change(
                 config,
-                norm={"method": method, "group_size": size if grouped else None},
+                norm={"method": method, **group},
                 optimizer={"learning_rate": rate},
                 batch_size=min(_BATCH, config.data.train_size or _BATCH),
                 epochs={"smoke": 1.0, "cifar10": 8.0}.get(scale, 12.0),
@@ -58,11 +77,11 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
         training.finish_in_micro_batches(setting.labels["size"])
     else:
         training.advance(training.total_steps)
-    images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
+    images, labels = dataset.test_images[:TEST_IMAGES], dataset.test_labels[:TEST_IMAGES]
     result = {"accuracy": accuracy(training.call(logits, images), labels)}
     if setting.labels["norm"] == "batch":
         result["by_batch"] = accuracy(training.call(logits_by_batch, images), labels)
-        training.state = training.call(recalibrated, dataset.train_images[:10_000])
+        training.state = training.call(recalibrated, dataset.train_images[:_RECALIBRATED_ON])
         result["recalibrated"] = accuracy(training.call(logits, images), labels)
     return result
 
@@ -99,7 +118,7 @@ def answer(records: Records) -> str:
     for size in sizes[:-1]:
         loss = difference(
             *(_chosen(records, "batch", s).values("accuracy") for s in (largest, size)),
-            relevant=0.01,
+            relevant=_RELEVANT,
         )
         paragraphs.append(
             f"**Normalization over {size} images costs accuracy: {loss.verdict}.** With batch norm"
@@ -110,14 +129,13 @@ def answer(records: Records) -> str:
     better = []
     for method in records.labels("norm"):
         other = _chosen(records, method, smallest) or _chosen(records, method, _ANY)
-        gain = difference(other.values("accuracy"), batch.values("accuracy"), relevant=0.01)
+        gain = difference(other.values("accuracy"), batch.values("accuracy"), relevant=_RELEVANT)
         if gain.verdict == "held":
             better.append(figures.METHODS[method][0])
     names = listed(better) if better else "no other method"
     paragraphs.append(
         f"With normalization over {smallest} images, {names}"
-        f" {'are' if len(better) > 1 else 'is'} clearly better than batch norm, by at least one"
-        " point."
+        f" {'are' if len(better) > 1 else 'is'} clearly better than batch norm."
     )
     modes = [f"{spread(batch.values(n)):.1%} with {label}" for n, (label, _) in MODES.items()]
     paragraphs.append(
@@ -129,8 +147,8 @@ def answer(records: Records) -> str:
         arms = [_chosen(records, method, s) or _chosen(records, method, _ANY) for s in sizes]
         cells = (f"{spread(a.values('accuracy')):.1%} ({a[0].labels['rate']:g})" for a in arms)
         rows.append([figures.METHODS[method][0], *cells])
-    head = ["test accuracy (rate)", *(f"{size} together" for size in sizes)]
-    return "\n\n".join([*paragraphs, table(head, rows)])
+    head = ["test accuracy (learning rate)", *(f"over {size} images" for size in sizes)]
+    return "\n\n".join([table(head, rows), *paragraphs])
 
 
 def _chosen(records: Records, method: str, size: Any) -> Records:
@@ -151,11 +169,20 @@ def method(records: Records) -> str:
         " images of a part are normalized together. The optimizer uses the mean gradient of all"
         " parts."
         " Running batch norm takes the parts one after another."
-        f" {best_rate(records, 'each method and size')} Recalibrated statistics are those of the"
-        " training images at the final weights. The limits of renorm widen to"
-        f" {run.value('norm.r_max'):g} and {run.value('norm.d_max'):g} in the first"
-        f" {run.value('norm.widening_steps')} steps."
+        f" {best_rate(records, 'each method and size')} {ON_TEST_IMAGES} Recalibrated"
+        f" statistics are those of the training images (at most {_RECALIBRATED_ON:,}) at the final"
+        " weights."
+        f"{_limits(records.where(norm='renorm'))}"
     )
+
+
+def _limits(renorm: Records) -> str:
+    if not renorm:
+        return ""
+    r_max, d_max, steps = (
+        renorm[0].value(f"norm.{name}") for name in ("r_max", "d_max", "widening_steps")
+    )
+    return f" The limits of renorm widen to {r_max:g} and {d_max:g} in the first {steps} steps."
 
 
 STUDY = Study(
@@ -164,6 +191,10 @@ STUDY = Study(
     claim=(
         "Batch norm needs large batches. With small batches it is worse, and batch renorm, running"
         " batch norm and group norm are better."
+    ),
+    threshold=(
+        f"{threshold(_RELEVANT, 'test accuracy')} A method is clearly better than batch norm if the"
+        " claim that it is better held."
     ),
     method=method,
     settings=settings,

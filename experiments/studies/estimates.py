@@ -13,15 +13,24 @@ from matplotlib.figure import Figure
 import jbn.linen
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
-from experiments.studies import figures
-from experiments.studies.base import base, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, spread
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training
+from experiments.placement import Images
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import base, change, convolutions
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.phrases import listed
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import Training
+from experiments.studies.tools.verdicts import difference
+from experiments.tables import spread, table
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _DRAWS = 400
+_MEASURED_ON = 10_000
+"""Largest number of training images that the errors are measured on."""
+_SLOPE, _TOLERANCE = -0.5, 0.05
+"""The slope of the errors by the law, and its largest difference from a measured one."""
+_RELEVANT = 0.1
+"""Threshold for throughputs, as a share of that of the smallest batches."""
 _TIMED_STEPS = 20
 
 
@@ -52,7 +61,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
         return {"images_per_second": _TIMED_STEPS * setting.config.batch_size / elapsed}
     training.advance(training.total_steps)
     random = np.random.default_rng(setting.config.seed)
-    images = dataset.train_images[:10_000]
+    images = dataset.train_images[:_MEASURED_ON]
     layers = training.call(_image_moments, images)
     errors = [_errors(means, squares, random) for means, squares, _ in layers]
     mean, var = np.transpose(errors, (1, 0, 2)).tolist()
@@ -100,53 +109,64 @@ def answer(records: Records) -> str:
         name: spread([np.polyfit(np.log(sizes), np.log(run.mean(0)), 1)[0] for run in values])
         for name, values in (("mean", mean), ("variance", var))
     }
-    law = all(abs(slope.mean + 0.5) < 0.05 for slope in slopes.values())
-    examples = [
-        f"With {sizes[at]} images, the error of the mean is"
-        f" {spread(mean[:, :, at].mean(1)):.2f} standard deviations, and the error of the variance"
-        f" is {spread(var[:, :, at].mean(1)):.0%}."
-        for at in (1, 5, 8)
+    law = all(abs(slope.mean - _SLOPE) < _TOLERANCE for slope in slopes.values())
+    rows = [
+        [f"{sizes[at]}", *(f"{spread(values[:, :, at].mean(1)):.3f}" for values in (mean, var))]
+        for at in range(len(sizes))
     ]
+    head = ["images in the batch", "error of the mean", "error of the variance"]
     # The error of a mean over k independent values is 1 / sqrt(k).
     worth = [spread(1 / mean[:, layer, 0] ** 2) for layer in range(mean.shape[1])]
     positions = errors[0].result["positions"]
     beyond = any(w.mean - w.std > p for w, p in zip(worth, positions, strict=True))
     more = " It can be worth more values than it has positions, if they cancel in the mean."
     counts = [f"{w:.0f} (at {p} positions)" for w, p in zip(worth, positions, strict=True)]
-    paragraphs = [
-        (
-            "**Errors fall as one over the square root of the batch size:"
-            f" {'held' if law else 'did not hold'}.** On logarithmic axes, the slopes are"
-            f" {slopes['mean']:.2f} for the mean and {slopes['variance']:.2f} for the variance. By"
-            " the law they are -0.5, so a batch of four times the size halves the error. The"
-            f" following errors are means over the layers. {' '.join(examples)} In the layers from"
-            f" the input on, an image is worth {listed(counts)} independent values."
-            f"{more if beyond else ''}"
-        ),
-        *_throughput(timed),
-    ]
-    return "\n\n".join(paragraphs)
+    return "\n\n".join(
+        [
+            table(head, rows),
+            (
+                "**Errors fall as one over the square root of the batch size:"
+                f" {'held' if law else 'did not hold'}.** On logarithmic axes, the slopes are"
+                f" {slopes['mean']:.2f} for the mean and {slopes['variance']:.2f} for the variance."
+                f" By the law they are {_SLOPE:g}, so a batch of four times the size halves the"
+                " error. The errors in the table are means over the layers. Those of the mean are"
+                " in standard deviations, and those of the variance are relative."
+            ),
+            (
+                "In the layers from the input on, an image is worth"
+                f" {listed(counts)} independent values.{more if beyond else ''}"
+            ),
+            *_throughput(timed),
+        ]
+    )
 
 
 def _throughput(timed: Records) -> list[str]:
-    arm = timed.where(norm="batch")
-    sizes = arm.labels("size")
-    rates = {size: arm.where(size=size).values("images_per_second") for size in sizes}
-    faster = difference(rates[sizes[-1]], rates[sizes[0]], relevant=0.1 * rates[sizes[0]].mean())
-    bare = timed.where(norm="none", size=sizes[-1]).values("images_per_second")
-    cost = bare.mean() / rates[sizes[-1]].mean() - 1
-    best = max(sizes, key=lambda size: rates[size].mean())
-    listing = listed(f"{spread(rates[size]):,.0f} with batches of {size}" for size in sizes)
+    sizes = timed.labels("size")
+    batch, none = (
+        {size: timed.where(norm=norm, size=size).values("images_per_second") for size in sizes}
+        for norm in ("batch", "none")
+    )
+    least, most = batch[sizes[0]], batch[sizes[-1]]
+    faster = difference(most, least, relevant=_RELEVANT * least.mean())
+    cost = none[sizes[-1]].mean() / most.mean() - 1
+    best = max(sizes, key=lambda size: batch[size].mean())
+    rows = [
+        [f"{size}", *(f"{spread(rates[size]):,.0f}" for rates in (batch, none))] for size in sizes
+    ]
     return [
-        f"**Larger batches are processed faster: {faster.verdict}.** The number of images per"
-        f" second is {listing}. It is highest with batches of {best}. With batches of {sizes[-1]},"
-        f" a step takes {abs(cost):.0%} {'more' if cost >= 0 else 'less'} time with batch norm than"
-        " without a norm."
+        table(["images in the batch", "images per second, batch norm", "no norm"], rows),
+        (
+            f"**Batches of {sizes[-1]:,} are processed faster than batches of {sizes[0]}:"
+            f" {faster.verdict}.** The number of images per second is highest with batches of"
+            f" {best}. With batches of {sizes[-1]:,}, a step takes {abs(cost):.0%}"
+            f" {'more' if cost >= 0 else 'less'} time with batch norm than without a norm."
+        ),
     ]
 
 
 def _image_moments(
-    learner: Learner, state: TrainState, images: jax.Array
+    learner: Learner, state: TrainState, data: Images, images: jax.Array
 ) -> list[tuple[jax.Array, jax.Array, int]]:
     """Returns each image's mean and mean square in the input of every norm, and its positions.
 
@@ -164,7 +184,8 @@ def _image_moments(
         return call(*args, **kwargs)
 
     with nn.intercept_methods(keep):
-        learner.apply(state.params, state.batch_stats, learner.normalize(images), train=False)
+        x = learner.normalize(data, images)
+        learner.apply(state.params, state.batch_stats, x, train=False)
     return layers
 
 
@@ -186,8 +207,9 @@ def method(records: Records) -> str:
     """Describes how the claim was measured."""
     return (
         f"We train a network with {convolutions(records)}, and compute the input of every norm for"
-        f" all training images. We draw {_DRAWS} batches of each size with replacement, and compare"
-        " the mean and the variance of each channel with those of all images. Errors are root mean"
+        f" the training images (at most {_MEASURED_ON:,}). We draw {_DRAWS} batches of each size"
+        " with replacement, and compare the mean and the variance of each channel with those of all"
+        " these images. Errors are root mean"
         f" squares over draws and channels. For the throughput we time {_TIMED_STEPS} training"
         " steps after the first three."
     )
@@ -199,6 +221,12 @@ STUDY = Study(
     claim=(
         "Small batches give poor estimates of the mean and the variance, and large batches give"
         " good ones. Large batches are also processed faster."
+    ),
+    threshold=(
+        "For throughputs, the threshold is"
+        f" {_RELEVANT:.0%} of that of the smallest batches. The law of the errors has another rule:"
+        f" it held if both slopes differ from {_SLOPE:g} by less than {_TOLERANCE:g}. Otherwise it"
+        " did not hold."
     ),
     method=method,
     settings=settings,

@@ -7,14 +7,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.report import percent
-from experiments.studies import figures
-from experiments.studies.base import RATES, base, best_rate, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, points, spread, table
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training, accuracy, logits, logits_by_batch
+from experiments.run.figures import percent
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import (
+    ON_TEST_IMAGES,
+    RATES,
+    TEST_IMAGES,
+    base,
+    best_rate,
+    change,
+    convolutions,
+)
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.phrases import listed, points, threshold
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import Training, accuracy, logits, logits_by_batch
+from experiments.studies.tools.verdicts import difference
+from experiments.tables import spread, table
 
+_RELEVANT = 0.02
+"""Threshold for a difference of two test accuracies."""
 METHODS = ("batch", "renorm", "running", "group", "none")
 
 
@@ -38,7 +50,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
     """Returns test accuracies in inference and training mode, and the last training accuracy."""
     training = Training(setting.config, dataset)
     metrics = training.advance(training.total_steps)
-    images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
+    images, labels = dataset.test_images[:TEST_IMAGES], dataset.test_labels[:TEST_IMAGES]
     return {
         "accuracy": accuracy(training.call(logits, images), labels),
         "accuracy_by_batch": accuracy(training.call(logits_by_batch, images), labels),
@@ -80,8 +92,8 @@ def answer(records: Records) -> str:
         cells = (f"{spread(a.values('accuracy')):.1%} ({a[0].labels['rate']:g})" for a in arms)
         rows.append([figures.METHODS[method][0], *cells])
     paragraphs = [_with_few(records, count) for count in few]
-    head = ["test accuracy (rate)", *map(_classes, records.labels("classes"))]
-    return "\n\n".join([*paragraphs, table(head, rows)])
+    head = ["test accuracy (learning rate)", *map(_classes, records.labels("classes"))]
+    return "\n\n".join([table(head, rows), *paragraphs])
 
 
 def _with_few(records: Records, count: int) -> str:
@@ -93,32 +105,33 @@ def _with_few(records: Records, count: int) -> str:
         loss, loss_without = (
             difference(
                 *(_chosen(records, method, c).values("accuracy") for c in ("any", count)),
-                relevant=0.02,
+                relevant=_RELEVANT,
             )
             for method in ("batch", "none")
         )
         sentences.append(
             f"**Batch norm is worse with {_classes(count)} in a batch: {loss.verdict}.** Its test"
             f" accuracy is {points(loss, 'lower', 'higher')} than with mixed batches. Without a"
-            f" norm, it is {points(loss_without, 'lower', 'higher')}, because such batches also"
-            " mislead the optimizer."
+            f" norm, it is {points(loss_without, 'lower', 'higher')}."
         )
+        if loss_without.verdict == "held":
+            sentences.append("So such batches harm training without a norm, too.")
     sentences.append(
-        f"Batch norm classifies {spread(inference):.1%} of the test images correctly with running"
-        f" statistics, and {spread(own):.1%} with the test images' own statistics. In training, it"
-        f" classified {spread(train):.1%} of the images in the last batches correctly."
+        f"With batch norm, the test accuracy is {spread(inference):.1%} by running statistics, and"
+        f" {spread(own):.1%} by the test images' own statistics. In the last training batches, the"
+        f" accuracy was {spread(train):.1%}."
     )
     better = [
         f"{figures.METHODS[method][0]} ({spread(values):.1%})"
         for method in records.labels("norm")
         if method != "batch"
         for values in [_chosen(records, method, count).values("accuracy")]
-        if difference(values, inference, relevant=0.02).verdict == "held"
+        if difference(values, inference, relevant=_RELEVANT).verdict == "held"
     ]
     names = listed(better) if better else "no other method"
     sentences.append(
-        f"By test accuracy, {names} {'are' if len(better) > 1 else 'is'} clearly better than batch"
-        " norm."
+        f"{names[0].upper()}{names[1:]} {'are' if len(better) > 1 else 'is'} clearly better than"
+        " batch norm."
     )
     return " ".join(sentences)
 
@@ -149,7 +162,7 @@ def method(records: Records) -> str:
         f" with batches of {run.value('batch_size')}. A batch holds equal parts of"
         f" {listed(counts, 'or')} classes, or images that are mixed at random."
         f" {best_rate(records, 'each method and number of classes')} Running statistics have a"
-        f" decay of {run.value('norm.decay'):g}."
+        f" decay of {run.value('norm.decay'):g}. {ON_TEST_IMAGES}"
     )
 
 
@@ -159,6 +172,10 @@ STUDY = Study(
     claim=(
         "If a batch holds few classes, its statistics differ from those of the data, and batch norm"
         " fails in inference. Batch renorm and running batch norm work (Ioffe 2017)."
+    ),
+    threshold=(
+        f"{threshold(_RELEVANT, 'test accuracy')} A method is clearly better than batch norm if the"
+        " claim that it is better held."
     ),
     method=method,
     settings=settings,

@@ -7,12 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.studies import figures
-from experiments.studies.base import RATES, base, best_rate, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, points, spread, table
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training, accuracy, cross_entropy, logits
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import RATES, base, best_rate, change, convolutions
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.phrases import points, threshold
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import Training, accuracy, cross_entropy, logits
+from experiments.studies.tools.verdicts import difference
+from experiments.tables import spread, table
 
 ARMS = {
     "none": ({"method": "none"}, "no norm", "tab:orange"),
@@ -21,6 +23,8 @@ ARMS = {
     "batch 64": ({"method": "batch"}, "batch norm\nof 64", "#08519c"),
     "renorm": ({"method": "renorm"}, "renorm\n(little noise)", "tab:green"),
 }
+_RELEVANT = 0.005
+"""Threshold for a difference of two gaps."""
 _NAMES = {arm: label.replace("\n", " ") for arm, (_, label, _) in ARMS.items()}
 
 
@@ -86,13 +90,11 @@ def answer(records: Records) -> str:
     for size in records.labels("images"):
         arms = _chosen(records.where(images=size))
         gaps = {arm: runs.values("gap") for arm, runs in arms.items()}
-        smaller = difference(gaps["none"], gaps["batch 64"], relevant=0.005)
+        smaller = difference(gaps["none"], gaps["batch 64"], relevant=_RELEVANT)
         paragraphs.append(
             f"**Batch norm makes the gap smaller with {size:,} training images:"
             f" {smaller.verdict}.** With batch norm of 64, the gap is"
-            f" {points(smaller, 'smaller', 'larger')} than without a norm. The network with batch"
-            f" norm classifies {_rates(arms['batch 64'])} correctly. The network without a norm"
-            f" classifies {_rates(arms['none'])} correctly. {_noise(gaps)}"
+            f" {points(smaller, 'smaller', 'larger')} than without a norm. {_noise(gaps)}"
         )
         for arm, runs in arms.items():
             cells = [f"{spread(runs.values(n)):.1%}" for n in ("train_accuracy", "accuracy", "gap")]
@@ -100,7 +102,7 @@ def answer(records: Records) -> str:
             rows.append([f"{size:,}", _NAMES[arm], f"{runs[0].labels['rate']:g}", *cells])
     head = ["training images", "norm", "learning rate"]
     head += ["training accuracy", "test accuracy", "gap", "test loss"]
-    return "\n\n".join([*paragraphs, table(head, rows)])
+    return "\n\n".join([table(head, rows), *paragraphs])
 
 
 def _noise(gaps: dict[str, np.ndarray]) -> str:
@@ -110,17 +112,12 @@ def _noise(gaps: dict[str, np.ndarray]) -> str:
         ("batches of 64", ("renorm", "batch 64"), ("With batch norm of 64", "with renorm")),
     ):
         if one in gaps and other in gaps:
-            less = difference(gaps[one], gaps[other], relevant=0.005)
+            less = difference(gaps[one], gaps[other], relevant=_RELEVANT)
             sentences.append(
-                f"The noise of {noise} makes the gap smaller: {less.verdict}. {names[0]}, it is"
+                f"**The noise of {noise} makes the gap smaller: {less.verdict}.** {names[0]}, it is"
                 f" {points(less, 'smaller', 'larger')} than {names[1]}."
             )
     return " ".join(sentences)
-
-
-def _rates(runs: Records) -> str:
-    train, test = (spread(runs.values(name)) for name in ("train_accuracy", "accuracy"))
-    return f"{train:.1%} of the training images and {test:.1%} of the test images"
 
 
 def _chosen(records: Records) -> dict[str, Records]:
@@ -149,6 +146,7 @@ STUDY = Study(
         "Batch norm regularizes, because the noise of its statistics narrows the gap between"
         " training and test accuracy."
     ),
+    threshold=threshold(_RELEVANT, "the gap, which is training accuracy minus test accuracy"),
     method=method,
     settings=settings,
     measure=measure,

@@ -9,21 +9,36 @@ from matplotlib.figure import Figure
 
 from experiments.data import Dataset
 from experiments.learner import Learner, TrainState
-from experiments.report import percent
-from experiments.studies import figures
-from experiments.studies.base import RATES, base, best_rate, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.perturb import PERTURBATIONS, perturb
-from experiments.studies.phrases import difference, listed, spread, table
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training, accuracy, logits, logits_by_batch
+from experiments.placement import Images
+from experiments.run.figures import percent
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import (
+    ON_TEST_IMAGES,
+    RATES,
+    TEST_IMAGES,
+    base,
+    best_rate,
+    change,
+    convolutions,
+)
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.perturb import PERTURBATIONS, perturb
+from experiments.studies.tools.phrases import listed, threshold
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import Training, accuracy, logits, logits_by_batch
+from experiments.studies.tools.verdicts import Verdict, difference
+from experiments.tables import spread, table
 from jbn._norms.method import Wrapped, replaced_method
 
 SIZES = (1, 4, 16, 64, 256)
+_RELEVANT = 0.01
+"""Threshold for a difference of two test accuracies."""
 WEIGHTS = (0, 16)
 """Values of N, the number of images that the training statistics count as."""
 ADAPTED_TO = {"brightness": 0.5, "contrast": 0.25, "noise": 0.3, "blur": 1.0}
 """The changes of test images that the statistics are adapted to, each at one level."""
+
+_NEITHER = "not clearly different"
 
 
 def settings(scale: Scale) -> list[Setting]:
@@ -44,7 +59,7 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
     """Returns the accuracies on plain and on perturbed images, and with adapted statistics."""
     training = Training(setting.config, dataset)
     training.advance(training.total_steps)
-    images, labels = dataset.test_images[:2000], dataset.test_labels[:2000]
+    images, labels = dataset.test_images[:TEST_IMAGES], dataset.test_labels[:TEST_IMAGES]
     result: dict[str, Any] = {"accuracy": accuracy(training.call(logits, images), labels)}
     if setting.labels["gain"] != 1:
         return result
@@ -65,8 +80,8 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
 
 def _adapted_accuracy(training: Training, name: str, size: int, weight: int) -> float:
     """Returns the accuracy on batches of `size` perturbed images, with adapted statistics."""
-    images, labels = training.dataset.test_images[:2000], training.dataset.test_labels[:2000]
-    images = perturb(images, name, ADAPTED_TO[name])
+    labels = training.dataset.test_labels[:TEST_IMAGES]
+    images = perturb(training.dataset.test_images[:TEST_IMAGES], name, ADAPTED_TO[name])
     # All images come in a random order. Some come again to fill the last batch.
     order = np.random.default_rng(0).permutation(len(labels))
     order = np.resize(order, -(-len(labels) // size) * size)
@@ -76,11 +91,11 @@ def _adapted_accuracy(training: Training, name: str, size: int, weight: int) -> 
 
 
 def _adapted_logits(
-    learner: Learner, state: TrainState, batches: jax.Array, weight: jax.Array
+    learner: Learner, state: TrainState, data: Images, batches: jax.Array, weight: jax.Array
 ) -> jax.Array:
     """Returns the logits of batches `[batches, size, ...]`, normalized by adapted statistics."""
     with replaced_method(lambda method: _Blended(method, weight=weight)):
-        return jax.vmap(lambda images: logits_by_batch(learner, state, images))(batches)
+        return jax.vmap(lambda images: logits_by_batch(learner, state, data, images))(batches)
 
 
 class _Blended(Wrapped):
@@ -123,7 +138,7 @@ def plot(records: Records, caption: str) -> Figure:
             axis.set_xticks(levels, [f"{level:g}" for level in levels])
             axis.minorticks_off()
     last = axes[-1]
-    sizes, adapted = _adapted(records)
+    sizes, adapted = _adapted(records.where(norm="batch"))
     for (weight, values), color in zip(adapted.items(), ("tab:green", "tab:purple"), strict=False):
         figures.band(
             last, sizes, values, f"adapted, training statistics\ncount as {weight} images", color
@@ -149,79 +164,102 @@ def _all_labels(*axes):
 def answer(records: Records) -> str:
     """Compares the networks at every scale and perturbation, with and without adaptation."""
     records = _chosen(records)
-    arms = {norm: records.where(norm=norm) for norm in ("batch", "none")}
-    rows, gains = [], [g for g in records.labels("gain") if g != 1]
-    worse = []
-    for gain in gains:
-        batch, none = (arm.where(gain=gain).values("accuracy") for arm in arms.values())
-        better = difference(batch, none, relevant=0.01)
-        worse.append(better)
-        rows.append([f"{gain:g}", f"{spread(batch):.1%}", f"{spread(none):.1%}", better.verdict])
-    paragraphs = []
-    if rows:
-        plain = [arm.where(gain=1.0).values("accuracy") for arm in arms.values()]
-        held = sum(d.verdict == "held" for d in worse)
-        spans = arms["batch"].values("accuracy")
-        paragraphs.append(
-            f"**Training is robust to the scale of the inputs: batch norm is better at {held} of"
-            f" {len(worse)} scales.** With batch norm, the accuracies over all scales and seeds lie"
-            f" between"
-            f" {spans.min():.1%} and {spans.max():.1%}. At scale 1, the accuracy is"
-            f" {spread(plain[0]):.1%} with batch norm, and {spread(plain[1]):.1%} without a norm."
-        )
-        head = ["scale in training", "batch norm", "no norm", "batch norm is better"]
-        paragraphs.append(table(head, rows))
-    rows, verdicts = [], []
+    batch, none = (records.where(norm=norm) for norm in ("batch", "none"))
+    return "\n\n".join(
+        [*_scales(batch, none), *_perturbations(batch, none), *_adaptation(batch, none)]
+    )
+
+
+def _scales(batch: Records, none: Records) -> list[str]:
+    """Compares the networks that were trained at other scales."""
+    gains = [gain for gain in batch.labels("gain") if gain != 1]
+    if not gains:
+        return []
+    pairs = [[arm.where(gain=g).values("accuracy") for arm in (batch, none)] for g in gains]
+    words = [_compared(*pair) for pair in pairs]
+    rows = [
+        [f"{gain:g}", *(f"{spread(values):.1%}" for values in pair), word]
+        for gain, pair, word in zip(gains, pairs, words, strict=True)
+    ]
+    spans = batch.values("accuracy")
+    plain = [f"{spread(arm.where(gain=1.0).values('accuracy')):.1%}" for arm in (batch, none)]
+    return [
+        table(["scale in training", "batch norm", "no norm", "batch norm is"], rows),
+        (
+            f"**Batch norm is better if the inputs have another scale: {_at_all(words)}.** It is"
+            f" clearly better at {words.count('better')} of {len(words)} scales. At scale 1, the"
+            f" test accuracy is {plain[0]} with batch norm, and {plain[1]} without a norm. With"
+            " batch norm, the accuracies at all scales and seeds lie between"
+            f" {spans.min():.1%} and {spans.max():.1%}."
+        ),
+    ]
+
+
+def _perturbations(batch: Records, none: Records) -> list[str]:
+    """Compares the networks on changed test images."""
+    rows, words = [], []
     for name, (_, _, neutral, _) in PERTURBATIONS.items():
-        (levels, batch), (_, none) = (_perturbed(arm, name) for arm in arms.values())
+        (levels, more), (_, less) = (_perturbed(arm, name) for arm in (batch, none))
         for at, level in enumerate(levels):
-            if level == neutral:
-                continue
-            more, less = (
-                difference(a[:, at], b[:, at], relevant=0.01).verdict == "held"
-                for a, b in ((batch, none), (none, batch))
-            )
-            verdicts.append("better" if more else "worse" if less else "not clearly different")
-            cells = f"{spread(batch[:, at]):.1%}", f"{spread(none[:, at]):.1%}"
-            rows.append([name, f"{level:g}", *cells, verdicts[-1]])
-    counts = {word: verdicts.count(word) for word in ("better", "worse", "not clearly different")}
-    all_one_way = len(verdicts) in counts.values()
-    verdict = "unclear" if not all_one_way else "held" if counts["better"] else "did not hold"
-    verdict = "did not hold in general" if counts["worse"] else verdict
-    paragraphs.append(
-        f"**Inference is robust to changed test images: {verdict}.** We changed the test images in"
-        f" {len(PERTURBATIONS)} ways, to {len(rows)} levels in all. Batch norm is clearly better,"
-        f" by at least one point, at {counts['better']} levels, and clearly worse at"
-        f" {counts['worse']}. At the other {counts['not clearly different']} levels there is no"
-        " clear difference. The running statistics come from the training images, and do not fit"
-        " the changed images."
-    )
-    paragraphs.append(_adaptation(records))
-    paragraphs.append(table(["change", "level", "batch norm", "no norm", "batch norm is"], rows))
-    return "\n\n".join(paragraphs)
+            if level != neutral:
+                words.append(_compared(more[:, at], less[:, at]))
+                cells = f"{spread(more[:, at]):.1%}", f"{spread(less[:, at]):.1%}"
+                rows.append([name, f"{level:g}", *cells, words[-1]])
+    return [
+        table(["change of test images", "level", "batch norm", "no norm", "batch norm is"], rows),
+        (
+            f"**Batch norm is better on changed test images: {_at_all(words)}.** There are"
+            f" {len(PERTURBATIONS)} kinds of change, with {len(rows)} levels in all. Batch norm is"
+            f" clearly better at {words.count('better')} levels, and clearly worse at"
+            f" {words.count('worse')}. The running statistics come from the training images, and"
+            " do not fit the changed images."
+        ),
+    ]
 
 
-def _adaptation(records: Records) -> str:
-    sizes, adapted = _adapted(records)
-    plain, none = (_unadapted(records.where(norm=norm)) for norm in ("batch", "none"))
-    sentences = []
+def _compared(batch: np.ndarray, none: np.ndarray) -> str:
+    if difference(batch, none, _RELEVANT).verdict == "held":
+        return "better"
+    return "worse" if difference(none, batch, _RELEVANT).verdict == "held" else _NEITHER
+
+
+def _at_all(words: list[str]) -> Verdict:
+    if "worse" in words:
+        return "did not hold"
+    return "unclear" if _NEITHER in words else "held"
+
+
+def _adaptation(batch: Records, none: Records) -> list[str]:
+    """Compares adapted statistics with those of the training images."""
+    sizes, adapted = _adapted(batch)
+    plain, bare = _unadapted(batch), _unadapted(none)
+    rows, sentences = [], []
     for weight, values in adapted.items():
-        gains = [difference(values[:, at], plain, relevant=0.01) for at in range(len(sizes))]
-        enough = [size for size, gain in zip(sizes, gains, strict=True) if gain.verdict == "held"]
-        accuracies = listed(f"{spread(values[:, at]):.1%}" for at in range(len(sizes)))
-        best = f"from {enough[0]} images on" if enough else "at no size"
+        rows.append([f"{weight}", *(f"{spread(values[:, at]):.1%}" for at in range(len(sizes)))])
+        gains = [difference(values[:, at], plain, _RELEVANT) for at in range(len(sizes))]
+        held = [size for size, gain in zip(sizes, gains, strict=True) if gain.verdict == "held"]
         sentences.append(
-            f"With N = {weight} and test batches of {listed(map(str, sizes))} images, the accuracy"
-            f" is {accuracies}. It is clearly better than without adaptation {best}."
+            f"With N = {weight}, adapted statistics are clearly better {_where(held, sizes)}."
         )
-    return (
-        "**Adaptation of the statistics to the test images.** We measured the mean accuracy over"
-        f" {len(ADAPTED_TO)} changes of the test images ({', '.join(ADAPTED_TO)}), each at one"
-        f" level. Without adaptation it is {spread(plain):.1%} with batch norm, and"
-        f" {spread(none):.1%} without a norm. Adapted statistics are a weighted mean: the training"
-        " statistics count as N images, and the statistics of a test batch count as its number of"
-        f" images. {' '.join(sentences)}"
-    )
+    return [
+        table(["N", *(f"test batches of {size}" for size in sizes)], rows),
+        (
+            "**Adaptation of the statistics to the test images.** N is the number of images that"
+            " the training statistics count as. The table shows the mean test accuracy over"
+            f" {len(ADAPTED_TO)} changes ({', '.join(ADAPTED_TO)}), each at one"
+            f" level. Without adaptation it is {spread(plain):.1%} with batch norm, and"
+            f" {spread(bare):.1%} without a norm. {' '.join(sentences)}"
+        ),
+    ]
+
+
+def _where(held: list[int], sizes: list[int]) -> str:
+    """Returns in words at which sizes a claim held: "from 4 images on" if at all from there."""
+    if not held:
+        return "at no size"
+    if held == sizes[-len(held) :]:
+        return f"from {held[0]} images on" if len(held) > 1 else f"only with {held[0]} images"
+    return f"only with {listed(map(str, held))} images"
 
 
 def _chosen(records: Records) -> Records:
@@ -249,9 +287,9 @@ def _unadapted(arm: Records) -> np.ndarray:
     return np.mean(rows, 0)
 
 
-def _adapted(records: Records) -> tuple[list[int], dict[int, np.ndarray]]:
+def _adapted(batch: Records) -> tuple[list[int], dict[int, np.ndarray]]:
     """Returns the batch sizes, and accuracies `[runs, sizes]` by N, means over `ADAPTED_TO`."""
-    runs = [r.result["adapted"] for r in records.where(norm="batch", gain=1.0)]
+    runs = [r.result["adapted"] for r in batch.where(gain=1.0)]
     sizes = list(dict.fromkeys(size for _, size, _, _ in runs[0]))
     weights = dict.fromkeys(weight for *_, weight, _ in runs[0])
 
@@ -270,9 +308,11 @@ def method(records: Records) -> str:
     return (
         f"The network has {convolutions(records)}. We train it for {run.value('epochs'):g} epochs"
         f" with batches of {run.value('batch_size')}. {best_rate(records, 'each norm and scale')}"
-        " Test images are changed before they are normalized by the mean and the standard deviation"
-        " of the training images, and they are not clipped. Statistics are adapted in one layer"
-        " after another, from the input on (Schneider et al. 2020)."
+        " Test images are changed first, and then normalized by the mean and the standard deviation"
+        " of the training images. They are not clipped. Adapted statistics are a weighted mean: the"
+        " training statistics count as N images, and the statistics of a test batch count as its"
+        " number of images. They are adapted in one layer after another, from the input on"
+        f" (Schneider et al. 2020). {ON_TEST_IMAGES}"
     )
 
 
@@ -283,6 +323,12 @@ STUDY = Study(
         "With batch norm, the scale and the shift of the inputs do not matter in training, and a"
         " network is robust to changes of its inputs. Statistics that are adapted to the test"
         " images undo such changes."
+    ),
+    threshold=(
+        f"{threshold(_RELEVANT, 'test accuracy')} Batch norm is clearly better or worse if this"
+        " claim held. A claim about several scales or levels held if batch norm"
+        " is clearly better at all of them. It did not hold if batch norm is clearly worse at one"
+        " of them."
     ),
     method=method,
     settings=settings,

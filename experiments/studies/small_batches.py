@@ -7,13 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.report import percent
-from experiments.studies import figures
-from experiments.studies.base import base, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, listed, points, spread, table
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training, accuracy, logits
+from experiments.run.figures import percent
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import ON_TEST_IMAGES, TEST_IMAGES, base, change, convolutions
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.phrases import points, threshold
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import Training, accuracy, logits
+from experiments.studies.tools.verdicts import difference
+from experiments.tables import spread, table
 
 _NETWORKS = {
     "strided": ("strided", "norms after activations"),
@@ -21,6 +23,8 @@ _NETWORKS = {
 }
 """Name of each network, and the places of its norms."""
 _LAST_IMAGES = 256
+_RELEVANT = 0.05
+"""Threshold for a difference of two test accuracies."""
 _EPOCHS = 2.0
 _STEADY = ((0.0, 1.0), (1.0, 1.0))
 
@@ -55,9 +59,9 @@ def measure(setting: Setting, dataset: Dataset) -> dict[str, Any]:
     training = Training(setting.config, dataset)
     metrics = training.advance(training.total_steps)
     last = max(1, _LAST_IMAGES // setting.config.batch_size)
-    predictions = training.call(logits, dataset.test_images[:2000])
+    predictions = training.call(logits, dataset.test_images[:TEST_IMAGES])
     return {
-        "accuracy": accuracy(predictions, dataset.test_labels[:2000]),
+        "accuracy": accuracy(predictions, dataset.test_labels[:TEST_IMAGES]),
         "in_training": float(np.mean(metrics["accuracy"][-last:])),
     }
 
@@ -105,27 +109,21 @@ def answer(records: Records) -> str:
             f"{spread(here.where(size=s).values('accuracy')):.1%}" for s in here.labels("size")
         )
         rows.append([figures.METHODS[name][0], _NETWORKS[network][0], f"{at:g}", *cells])
-    return "\n\n".join([*paragraphs, table(head, rows)])
+    return "\n\n".join([table(head, rows), *paragraphs])
 
 
 def _headline(records: Records, network: str, size: int, rate: float) -> str:
     arms = {name: records.where(norm=name) for name in records.labels("norm")}
     batch, running = (arms[name].values("accuracy") for name in ("batch", "running"))
     trained = arms["batch"].values("in_training")
-    gain = difference(running, batch, relevant=0.05)
-    text = (
+    gain = difference(running, batch, relevant=_RELEVANT)
+    return (
         f"**Running batch norm is better in the {_NETWORKS[network][0]} network with batches of"
-        f" {size} at a learning rate of {rate:g}: {gain.verdict}.** The test accuracy is"
-        f" {spread(running):.1%} with running batch norm, and {spread(batch):.1%} with batch norm."
-        f" Running batch norm is {points(gain, 'better', 'worse')}. In training mode, batch norm"
-        f" classified {spread(trained):.1%} of the last {_LAST_IMAGES} training images correctly."
+        f" {size} at a learning rate of {rate:g}: {gain.verdict}.** Its test accuracy"
+        f" is {points(gain, 'higher', 'lower')} than that of batch norm. In training mode, batch"
+        f" norm classified {spread(trained):.1%} of the last {_LAST_IMAGES} training images"
+        " correctly."
     )
-    others = [
-        f"{spread(arm.values('accuracy')):.1%} with {figures.METHODS[name][0]}"
-        for name, arm in arms.items()
-        if name not in ("batch", "running")
-    ]
-    return f"{text} The other test accuracies are {listed(others)}." if others else text
 
 
 def _values(records: Records, method: str, sizes: list[int], name: str) -> np.ndarray:
@@ -141,7 +139,7 @@ def method(records: Records) -> str:
         " fast.ai's, with convolutions of 8, 16, 32 and 32 channels and norms after the"
         " activations. Its last norm sees 4 values of each image. The pooled network is that of the"
         f" other studies, with {convolutions(records)} and norms before the activations. Its last"
-        " norms see a quarter of the image's pixels."
+        f" norms see a quarter of the image's pixels. {ON_TEST_IMAGES}"
     )
 
 
@@ -152,6 +150,7 @@ STUDY = Study(
         "With batches of 2 and a large learning rate, plain batch norm fails in inference, and"
         " running batch norm works (fast.ai's course, on MNIST: 26.0% and 97.3% accuracy)."
     ),
+    threshold=threshold(_RELEVANT, "test accuracy"),
     method=method,
     settings=settings,
     measure=measure,

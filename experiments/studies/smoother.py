@@ -10,16 +10,21 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments.data import Dataset
-from experiments.learner import Learner, TrainState
-from experiments.studies import figures
-from experiments.studies.base import base, change, convolutions
-from experiments.studies.definition import Scale, Study
-from experiments.studies.phrases import difference, spread, table
-from experiments.studies.records import Records, Setting
-from experiments.studies.training import Training
+from experiments.learner import Learner, TrainState, loss
+from experiments.placement import Images
+from experiments.studies.tools import figures
+from experiments.studies.tools.base import base, change, convolutions
+from experiments.studies.tools.definition import Scale, Study
+from experiments.studies.tools.phrases import interval
+from experiments.studies.tools.records import Records, Setting
+from experiments.studies.tools.training import Training
+from experiments.studies.tools.verdicts import difference
+from experiments.tables import spread, table
 
 REACH = (0.5, 1.0, 2.0, 3.0, 4.0)
 """Step sizes in multiples of the learning rate, the range of Santurkar et al. 2018."""
+_RELEVANT = 1.1
+"""Threshold for a ratio of geometric means."""
 MEASURES = {
     "range": "range of the loss along the step",
     "change": "largest change of the gradient (norm of the difference)",
@@ -97,14 +102,14 @@ def answer(records: Records) -> str:
     halves = {"first": slice(middle), "second": slice(middle, None)}
     for (name, label), (half, points) in product(MEASURES.items(), halves.items()):
         logs = {norm: np.log(arm.values(name)[:, points]).mean(1) for norm, arm in seeds.items()}
-        smoother = difference(logs["none"], logs["batch"], relevant=np.log(1.1))
+        smoother = difference(logs["none"], logs["batch"], relevant=np.log(_RELEVANT))
         low, mean, high = np.exp([smoother.low, smoother.mean, smoother.high])
         rows.append(
             [
                 label,
                 half,
                 *(f"{spread(np.exp(values)):.3g}" for values in logs.values()),
-                f"{mean:.2f} (95% interval {low:.2f} to {high:.2f})",
+                f"{mean:.2f} ({interval(low, high, '.2f')})",
                 smoother.verdict,
             ]
         )
@@ -125,35 +130,40 @@ def _at_equal_loss(seeds, losses) -> str:
         turns[norm] = np.log(arm.values("turn")[inside])
     if low >= high or min(len(v) for v in turns.values()) < 3:
         return (
-            "The losses of the two networks hardly overlap, so the networks cannot be compared at"
-            " equal losses."
+            "The losses of the two networks hardly overlap. So a comparison at equal losses is not"
+            " possible."
         )
     ratio = np.exp(turns["none"].mean() - turns["batch"].mean())
     return (
-        "Most of the time, the network with batch norm has a lower loss, and smaller losses and"
-        " gradients vary less. So we also compared the networks at losses that both had, from"
-        f" {low:.3g} to {high:.3g}. There are {len(turns['none'])} such points without a norm, and"
-        f" {len(turns['batch'])} with batch norm. At these points the gradient's relative change is"
-        f" {ratio:.2f} times as large without a norm (ratio of geometric means)."
+        "Smaller losses and gradients also vary less. So we also compared the networks at losses"
+        f" that both had, from {low:.3g} to {high:.3g}. There are {len(turns['none'])} such points"
+        f" without a norm, and {len(turns['batch'])} with batch norm. At these points the"
+        f" gradient's relative change is {ratio:.2f} times as large without a norm as with batch"
+        " norm (ratio of geometric means)."
     )
 
 
 def _look_ahead(
-    learner: Learner, state: TrainState, images: jax.Array, labels: jax.Array, size: jax.Array
+    learner: Learner,
+    state: TrainState,
+    data: Images,
+    images: jax.Array,
+    labels: jax.Array,
+    size: jax.Array,
 ) -> dict[str, jax.Array]:
     """Returns the loss and the change of the gradient after a step of `size` against it."""
 
     def loss_and_grads(params):
-        x = learner.normalize(images)
-        grad = jax.value_and_grad(learner.loss, has_aux=True)
-        (loss, _), grads = grad(params, state.batch_stats, x, labels)
-        return loss, grads
+        x = learner.normalize(data, images)
+        grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
+        (value, _), grads = grad(learner, params, state.batch_stats, x, labels)
+        return value, grads
 
     here, grads = loss_and_grads(state.params)
     moved = jax.tree.map(lambda p, g: p - size * g, state.params, grads)
-    loss, there = loss_and_grads(moved)
+    after, there = loss_and_grads(moved)
     change = optax.tree.norm(jax.tree.map(jnp.subtract, there, grads))
-    return {"here": here, "loss": loss, "change": change, "norm": optax.tree.norm(grads)}
+    return {"here": here, "loss": after, "change": change, "norm": optax.tree.norm(grads)}
 
 
 def method(records: Records) -> str:
@@ -176,6 +186,10 @@ STUDY = Study(
     claim=(
         "With batch norm, the loss and its gradient change less along the direction of a step. So"
         " larger steps are safe (Santurkar et al. 2018)."
+    ),
+    threshold=(
+        f"The threshold is a factor of {_RELEVANT:g} between the geometric means without a norm and"
+        " with batch norm. The test is made on logarithms."
     ),
     method=method,
     settings=settings,

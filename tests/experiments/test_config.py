@@ -6,8 +6,9 @@ import json
 import pytest
 
 import jbn
-from experiments.config import NormConfig, differences, from_dict, to_dict
 from experiments.configs import PRESETS
+from experiments.norms import BatchNorm, NoNorm
+from experiments.run.settings import differences, from_dict, to_dict
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -34,8 +35,8 @@ def test_differences_name_what_changed():
 
 
 def test_a_norm_is_what_its_configuration_says():
-    assert NormConfig("none").make() is None
-    norm = NormConfig(scale=False).make()
+    assert NoNorm().make() is None
+    norm = BatchNorm(scale=False).make()
     assert isinstance(norm, jbn.Norm)
     params, _ = norm.init(3)
     assert params.scale is None

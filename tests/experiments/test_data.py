@@ -1,115 +1,11 @@
-"""Data sets. The files in CIFAR-10's format are made here."""
-
-import io
-import tarfile
-from pathlib import Path
+"""What all data sets have in common, and digits."""
 
 import numpy as np
-import pooch
 import pytest
-import requests
 
 from experiments import data
 from experiments.config import DataConfig
-
-NAMES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-CIFAR10 = DataConfig("cifar10")
-
-
-def write_cifar10(folder):
-    """Writes random files; returns their bytes, `[file, record, byte]`."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    files = rng.integers(0, 256, (6, 10_000, 3073), np.uint8)
-    files[:, :, 0] %= 10
-    for name, records in zip(NAMES, files, strict=True):
-        (folder / name).write_bytes(records.tobytes())
-    return files
-
-
-def test_cifar10_reads_planes_and_labels(tmp_path):
-    files = write_cifar10(tmp_path / data.FOLDER)
-    dataset = data.load(CIFAR10, tmp_path, "random")
-    assert dataset.train_images.shape == (50_000, 32, 32, 3)
-    assert dataset.test_images.shape == (10_000, 32, 32, 3)
-    assert dataset.variant == "random"
-    image, place = 23_456, (2, 3_456)
-    assert dataset.train_labels[image] == files[place][0]
-    for row, column, channel in [(0, 0, 0), (5, 7, 1), (31, 30, 2)]:
-        byte = files[place][1 + 1024 * channel + 32 * row + column]
-        assert dataset.train_images[image, row, column, channel] == byte
-    inner = data.load(CIFAR10, tmp_path / data.FOLDER)
-    np.testing.assert_array_equal(inner.test_images, dataset.test_images)
-    assert "not verified" in inner.variant
-
-
-def test_damaged_files_are_named(tmp_path):
-    write_cifar10(tmp_path / "unpacked")
-    path = tmp_path / "unpacked" / "data_batch_3.bin"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(data.DataError, match=r"data_batch_3.bin has 30729999 bytes"):
-        data.load(CIFAR10, tmp_path / "unpacked")
-    path.write_bytes(b"\xff" + whole[1:])
-    with pytest.raises(data.DataError, match=r"data_batch_3.bin holds a label above 9"):
-        data.load(CIFAR10, tmp_path / "unpacked")
-    path.unlink()
-    with pytest.raises(data.DataError, match=r"data_batch_3.bin cannot be read"):
-        data.load(CIFAR10, tmp_path / "unpacked")
-
-
-class Server:
-    """Stands for the network. It sends `content`, or raises it."""
-
-    def __init__(self, content: bytes | Exception):
-        self.content = content
-
-    def __call__(self, url, output_file, pooch):
-        if isinstance(self.content, Exception):
-            raise self.content
-        Path(output_file).write_bytes(self.content)
-
-
-@pytest.fixture
-def serve(monkeypatch, tmp_path):
-    def serve(content):
-        monkeypatch.setattr(pooch.core, "choose_downloader", lambda *_, **__: Server(content))
-        monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path / "cache")
-        return tmp_path / "cache"
-
-    return serve
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (requests.exceptions.ConnectionError("down"), "could not be downloaded"),
-        (b"half an arch", "is not the archive with MD5"),
-    ],
-)
-def test_a_failed_download_says_how_to_go_on_and_leaves_no_cache(serve, content, words):
-    cache = serve(content)
-    with pytest.raises(data.DataError, match=words) as error:
-        data.load(CIFAR10)
-    assert "--data-dir" in str(error.value)
-    assert not cache.exists() or not any(cache.iterdir())
-
-
-@pytest.mark.slow
-def test_the_archive_is_fetched_once_and_read(serve, monkeypatch, tmp_path):
-    files = write_cifar10(tmp_path / data.FOLDER)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=0) as archive:
-        archive.add(tmp_path / data.FOLDER, data.FOLDER)
-    content = buffer.getvalue()
-    import hashlib
-
-    monkeypatch.setattr(data, "MD5", hashlib.md5(content).hexdigest())
-    serve(content)
-    dataset = data.load(CIFAR10)
-    np.testing.assert_array_equal(dataset.test_labels, files[5, :, 0])
-    serve(requests.exceptions.ConnectionError("down"))
-    assert data.load(CIFAR10).variant == "CIFAR-10"
+from experiments.data.order import mixed, split
 
 
 def test_digits_are_split_evenly_by_class():
@@ -151,3 +47,64 @@ def test_part_of_the_images_shrunk():
 def test_what_images_there_are_not_is_refused(config, message):
     with pytest.raises(data.DataError, match=message):
         data.load(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        ({"dataset": "cifar11"}, (), "=cifar11 is no data set.* digits, cifar10, cifar100, or"),
+        ({"dataset": "gone.npz"}, (), "=gone.npz is no data set"),
+        ({"resize": 8}, (), "resize=8 has no effect with data.dataset=digits"),
+        ({"dataset": "cifar10", "resize": 8}, (), "resize=8 has no effect"),
+        ({"dataset": "empty.npz", "resize": 8}, (), "resize=8 has no effect"),
+        ({}, ("somewhere",), "--data-dir somewhere has no effect with data.dataset=digits"),
+        ({"dataset": "empty.npz"}, ("somewhere",), "--data-dir somewhere has no effect"),
+        ({"dataset": "."}, ("somewhere",), "--data-dir somewhere has no effect"),
+        ({}, (None, "mine"), "--data-variant 'mine' has no effect with data.dataset=digits"),
+        ({"dataset": "cifar100"}, (None, "mine"), "--data-variant 'mine' has no effect"),
+    ],
+)
+def test_arguments_without_effect_are_refused(config, arguments, message, tmp_path, monkeypatch):
+    (tmp_path / "empty.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError, match=message) as error:
+        data.load(DataConfig(**config), *arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_fingerprint_depends_on_pixels_labels_classes_dtypes_and_shapes_only():
+    dataset = data.load(DataConfig(train_size=20, test_size=10))
+    other = dataset.train_images.copy()
+    other[3, 2, 1, 0] ^= 1
+    changed = [
+        dataset._replace(train_images=other),
+        dataset._replace(test_labels=dataset.test_labels[::-1]),
+        dataset._replace(test_labels=dataset.test_labels.view(np.uint32)),
+        dataset._replace(train_images=dataset.train_images.reshape(20, 4, 16, 1)),
+        dataset._replace(classes=(*dataset.classes[:-1], "nine")),
+        dataset._replace(classes=("01", *dataset.classes[2:])),
+    ]
+    prints = [data.fingerprint(each) for each in (dataset, *changed)]
+    assert len(set(prints)) == len(prints)
+    same = dataset._replace(variant="other", train_images=np.asfortranarray(dataset.train_images))
+    assert data.fingerprint(same) == prints[0]
+    assert len(prints[0]) == 64
+
+
+def test_a_split_keeps_a_fifth_of_each_class():
+    labels = np.repeat([0, 1, 2, 3], [50, 25, 1, 10])
+    train, test = split(labels)
+    assert sorted([*train, *test]) == list(range(86))
+    np.testing.assert_array_equal(np.bincount(labels[test], minlength=4), [10, 5, 0, 2])
+    for indices in (train, test):
+        assert (np.diff(labels[indices]) < 0).any()
+    np.testing.assert_array_equal(split(labels)[0], train)
+
+
+def test_images_are_mixed_only_where_they_come_class_by_class():
+    labels = np.repeat([2, 0, 1], 20)
+    images = np.arange(60)
+    mixed_images, mixed_labels = mixed(images, labels)
+    assert len(set(mixed_labels[:20].tolist())) == 3
+    np.testing.assert_array_equal(labels[mixed_images], mixed_labels)
+    assert mixed(images, mixed_labels)[0] is images

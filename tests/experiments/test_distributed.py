@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.cluster import HEARTBEAT_TIMEOUT
-from experiments.run_folder import RunFolder
+from experiments.run.command import parse
+from experiments.run.folder import RunFolder
+from experiments.run.processes import HEARTBEAT_TIMEOUT
 from tests.launch import free_port, start, wait
 
 SMALL = [
@@ -54,7 +55,7 @@ def final(folder):
 def one(tmp_path_factory):
     """Returns the folder of a run in one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    train.carry_out(train.parse([*SMALL, "--output", str(folder), "--devices", "8"]))
+    train.carry_out(parse([*SMALL, "--output", str(folder), "--devices", "8"]))
     assert len(losses(folder)) == STEPS
     return folder
 
@@ -103,11 +104,10 @@ def test_a_signal_to_one_ends_both_after_the_same_step(stopped):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
 def test_one_process_goes_on_from_the_checkpoint_of_two(stopped, one, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(stopped.folder, folder)
-    train.carry_out(train.parse(["--resume", str(folder), "--devices", "8"]))
+    train.carry_out(parse(["--resume", str(folder), "--devices", "8"]))
     np.testing.assert_allclose(losses(folder), losses(one), rtol=1e-5)
     assert final(folder)["accuracy"] == final(one)["accuracy"]
 
@@ -140,10 +140,51 @@ def test_two_processes_that_went_on_twice_have_trained_as_one_in_one_piece(kille
     ("flags", "words"),
     [
         (["--processes", "2", "--process", "2"], "a number from 0 to"),
-        (["--processes", "2"], "add --coordinator"),
+        (["--processes", "2", "--output", "run"], "add --coordinator"),
         (["--processes", "2", "--coordinator", "127.0.0.1:1"], "with --output"),
     ],
 )
 def test_processes_that_cannot_meet_are_told_what_is_missing(flags, words, capsys):
     assert train.main(flags) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Returns the flags of two processes of which none runs yet."""
+    return [
+        *(*SMALL, "--output", str(tmp_path / "run"), "--processes", "2"),
+        *("--coordinator", f"127.0.0.1:{free_port()}", "--wait", "2"),
+    ]
+
+
+def test_a_process_without_its_coordinator_says_so_at_once_and_ends(cluster, tmp_path, capsys):
+    begun = time.monotonic()
+    assert train.main([*cluster, "--process", "1"]) == 2
+    assert 2 <= time.monotonic() - begun < 10
+    printed = capsys.readouterr()
+    address = cluster[cluster.index("--coordinator") + 1]
+    assert printed.out.splitlines() == [f"waiting for {address}"]
+    (error,) = printed.err.splitlines()
+    assert error.startswith(f"error: --coordinator {address}: process 0 could not be reached")
+    assert not (tmp_path / "run").exists()
+
+
+def test_process_0_whose_partner_does_not_come_ends(cluster, tmp_path, capsys):
+    assert train.main([*cluster, "--process", "0"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("waiting for 1 more process at ")
+    (error,) = printed.err.splitlines()
+    assert "only 0 of 1 other processes came in time" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_says_at_once_what_it_waits_for(cluster):
+    process = start("experiments.train", *cluster, "--wait", "60", "--process", "1", env=ENV)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("waiting for 127.0.0.1:")
+    assert process.poll() is None
+    process.terminate()
+    wait([process], START_TIMEOUT)
+    assert process.returncode == -signal.SIGTERM

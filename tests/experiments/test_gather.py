@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from experiments import gather
-from experiments.config import to_dict
 from experiments.configs import PRESETS
-from experiments.run_folder import RunFolder
-from experiments.studies.study_folder import folder_of
+from experiments.models import ResNet20
+from experiments.norms import BatchRenorm
+from experiments.run.folder import RunFolder
+from experiments.run.settings import to_dict
+from experiments.studies.tools.study_folder import folder_of
 
 EXPERIMENTS = Path(gather.__file__).parent
 
@@ -30,10 +32,12 @@ def finished(path, seed, accuracy, **changes):
 
 
 def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
+    others = {"model": ResNet20(), "norm": BatchRenorm(scale=False)}
     folders = [
         finished(tmp_path / "a", 0, 0.90),
         finished(tmp_path / "b", 1, 0.92),
-        finished(tmp_path / "c", 0, None, epochs=3),
+        finished(tmp_path / "c", 0, None, epochs=3.0),
+        finished(tmp_path / "d", 1, None, epochs=3.0, **others),
     ]
     file = tmp_path / "results" / "digits.json"
     assert gather.main([str(file), *folders]) == 0
@@ -42,6 +46,8 @@ def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
     assert gather.markdown(stored).splitlines()[2:] == [
         "| `digits` | 2 | 91.00% ± 1.41% | 15 ± 7 |",
         "| `digits --epochs 3` | 1 | 1 of 1 ended early, after step 3 |  |",
+        "| `digits --model.name resnet20 --norm.no-scale --norm.method renorm --epochs 3` | 1"
+        " | 1 of 1 ended early, after step 3 |  |",
     ]
     assert "somewhere" not in file.read_text()
     assert stored[1]["config"]["seed"] == 1
@@ -50,6 +56,12 @@ def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
 def test_without_folders_it_says_how_it_is_used(capsys):
     assert gather.main([]) == 2
     assert "FOLDER" in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_a_one_line_error(tmp_path, capsys):
+    assert gather.main([str(tmp_path / "file.json"), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no run")
+    assert not (tmp_path / "file.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,14 @@ from experiments.benchmarks.gpu.pieces import PIECES, Name, work
 from experiments.benchmarks.gpu.processes import alone
 from experiments.benchmarks.gpu.report import main, report
 from experiments.benchmarks.gpu.stored import Stored, StoredError
-from experiments.cluster import Signals
 from experiments.data import DataError
-from experiments.learner import make_learner
-from experiments.run_folder import RunFolder
+from experiments.learner import Learner, init
+from experiments.learner import train as train_steps
+from experiments.placement import place
+from experiments.run.errors import Interrupted
+from experiments.run.folder import RunFolder
+from experiments.run.processes import Signals
+from experiments.run.settings import to_dict
 
 ENVIRONMENT = {
     "device": "a card",
@@ -172,12 +176,12 @@ def test_the_network_in_full_is_resnet50(form):
 
 def test_a_run_of_cifar10_is_the_trainers_and_one_program_serves_all_seeds(settings):
     config, dataset = cifar10.config_and_images(settings)
-    config = dataclasses.replace(config, views="plain", seed=1)
-    run = jax.jit(cifar10.whole_run(config, dataset))
-    losses = [float(run(dataset[:4], np.int32(seed))["training_loss"]) for seed in (0, 1)]
+    config = dataclasses.replace(config, views="plain")
+    learner, data = Learner(config, 10, len(dataset.train_labels)), place(dataset)
+    run = jax.jit(cifar10.whole_run(learner))
+    losses = [float(run(data, np.int32(seed))["training_loss"]) for seed in (0, 1)]
     assert run._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
-    learner = make_learner(config, dataset)
-    _, metrics = learner.train(learner.init(), learner.total_steps)
+    _, metrics = train_steps(learner, init(learner, data, 1), data, learner.total_steps)
     expected = float(metrics["loss"][-1])
     assert losses[1] == pytest.approx(expected, rel=1e-5)
     assert losses[0] != pytest.approx(expected, rel=1e-3)
@@ -201,13 +205,13 @@ def test_resnet20_is_interrupted_at_the_deadline_once_the_trainer_listens(settin
     def carry_out(run):
         """Does as the trainer: after some time, it checks for signals after each step."""
         begun.append(run)
-        RunFolder(run.folder).write("config.json", {})
+        RunFolder(run.folder).write("config.json", to_dict(run.config))
         time.sleep(0.05)
         with Signals() as signals:
             for _ in range(300):
                 time.sleep(0.01)
                 if number := signals.agreed():
-                    raise train.Interrupted(run, number)
+                    raise Interrupted(number, "resume")
         return {}
 
     monkeypatch.setattr(train, "carry_out", carry_out)

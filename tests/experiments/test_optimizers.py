@@ -13,7 +13,6 @@ CONFIG = OptimizerConfig(
     momentum=0.85,
     weight_decay=0.1,
     norm_bias_factor=64,
-    whiten_epochs=2,
     schedule=((0.0, 0.2), (0.5, 1.0), (1.0, 0.0)),
 )
 STEPS, EPOCH = 8, 2
@@ -55,7 +54,7 @@ def test_each_kind_of_parameter_moves_as_pytorch_would():
     }
     start = jax.tree.map(jnp.float32, like)
     grads = [jax.tree.map(lambda _: jnp.float32(rng.normal()), like) for _ in range(STEPS)]
-    optimizer = make_optimizer(CONFIG, STEPS, EPOCH)
+    optimizer = make_optimizer(CONFIG, learning_rate(CONFIG, STEPS), 2 * EPOCH)
     params, state = start, optimizer.init(start)
     for grad in grads:
         updates, state = optimizer.update(grad, state, params)

@@ -1,8 +1,8 @@
 """The studies run and resume, and their stored answers agree with their stored runs."""
 
-import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,18 @@ from experiments import study
 from experiments.augment import gather_classes, permutation
 from experiments.config import Config
 from experiments.data import load
-from experiments.learner import make_learner
-from experiments.studies import STUDIES, phrases, robust, study_folder, training
-from experiments.studies.base import base, change
-from experiments.studies.definition import Study
-from experiments.studies.perturb import PERTURBATIONS, perturb
-from experiments.studies.records import Setting
-from experiments.studies.study_folder import StudyFolder
-from experiments.studies.training import Training
+from experiments.learner import Learner, init, train
+from experiments.placement import place
+from experiments.run.environment import environment
+from experiments.studies import STUDIES, robust
+from experiments.studies.tools import study_folder, training, verdicts
+from experiments.studies.tools.base import base, change
+from experiments.studies.tools.definition import Study
+from experiments.studies.tools.environments import of_run
+from experiments.studies.tools.perturb import PERTURBATIONS, perturb
+from experiments.studies.tools.records import Record, Setting
+from experiments.studies.tools.study_folder import StudyFolder
+from experiments.studies.tools.training import Training
 
 SMOKE = change(base("smoke", "test"), batch_size=32, optimizer={"learning_rate": 0.1})
 
@@ -72,9 +76,8 @@ def toy(calls: list[int], end_at: int | None = None) -> Study:
     def answer(records):
         return f"The sum is {records.values('value').sum():.0f}."
 
-    return Study(
-        "toy", "Sum?", "no claim.", lambda records: "Summed.", settings, measure, plot, answer
-    )
+    texts = "toy", "Sum?", "no claim.", "The threshold is 1."
+    return Study(*texts, lambda records: "Summed.", settings, measure, plot, answer)
 
 
 def test_what_is_finished_is_kept_and_only_the_rest_is_run(tmp_path, monkeypatch):
@@ -109,32 +112,69 @@ def test_the_report_shows_each_data_beneath_its_question(tmp_path, monkeypatch):
     assert all((tmp_path / figure).exists() for figure in figures)
 
 
+def test_without_output_new_results_lie_apart_from_those_of_the_documentation(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(STUDIES, "toy", toy([]))
+    assert study.main(["toy"]) == 0
+    assert (tmp_path / "runs" / "studies" / "toy" / "answer.md").exists()
+    assert not (study.RESULTS / "toy").exists()
+
+
+def test_the_answer_tells_the_versions_of_all_runs(tmp_path):
+    """Runs store their environment; those of older versions have that of the folder."""
+    folder, each = StudyFolder(tmp_path), toy([])
+    here = environment("the digits")
+    old = {**here, "data": "old digits", "versions": {**here["versions"], "jax": "0.1"}}
+    folder.begin({**old, "command": "the command"})
+    folder.begin({**here, "command": "another command"})
+    for seed, own in enumerate((None, None, of_run(here))):
+        config = {} if seed == 0 else {"seed": seed}
+        folder.append(Record({"seed": seed}, config, {"value": seed}, 1.0, own))
+    first, _, last = folder.runs.read_text().splitlines()
+    assert "environment" not in json.loads(first)
+    assert json.loads(last)["environment"]["versions"] == here["versions"]
+    text = folder.text(
+        each, folder.finished([Setting({"seed": s}, Config("toy", seed=s)) for s in range(3)])
+    )
+    assert f"jax 0.1 (2 runs) and {here['versions']['jax']} (1 run)," in text
+    assert f"numpy {here['versions']['numpy']}." in text
+    assert "The data are old digits (2 runs) and the digits (1 run)." in text
+    assert "`the command --output FOLDER`" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nonsense"], "choose from"),
         ([], "Name a study"),
         (["--all", "--smoke", "--full"], "one of"),
+        (["faster", "--data-dir", "somewhere"], "Add --cifar10 or --full"),
+        (["--report", "--output", "nowhere"], "nowhere holds no answers"),
+        (["--nonsense"], "nonsense"),
     ],
 )
-def test_errors_say_what_to_do(arguments, message, capsys):
+def test_errors_are_one_line_that_says_what_to_do(arguments, message, capsys):
     assert study.main(arguments) == 2
     assert message in capsys.readouterr().err
+    assert not Path("nowhere").exists()
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
 @pytest.mark.parametrize("name", STUDIES)
 def test_stored_answers_are_those_of_the_stored_runs(name, scale):
-    """All runs of a study are stored, with at least three seeds, and the text follows from them."""
+    """All runs of a study are stored, with at least three seeds, and the text follows from them.
+
+    This writes it anew:
+    `python -m experiments.study --all --report --output experiments/studies/results`.
+    """
     stored, each = StudyFolder(study_folder.folder_of(study.RESULTS, name, scale)), STUDIES[name]
     settings = each.settings(scale)
     finished = stored.finished(settings)
     assert len(finished) == len(settings)
     assert len(finished.labels("seed")) >= 3
-    environment = stored.environment.read("environment.json")
-    answer = (stored.path / "answer.md").read_text()
-    assert answer == study_folder.text(each, finished, environment)
-    assert environment["data"] in answer
+    assert (stored.path / "answer.md").read_text() == stored.text(each, finished)
     assert (stored.path / "figure.png").exists()
 
 
@@ -145,8 +185,8 @@ def test_a_shared_program_trains_as_the_run_of_its_own(images):
     config = change(SMOKE, seed=3, optimizer={"learning_rate": 0.02})
     shared = Training(config, images)
     metrics = shared.advance(2)
-    learner = make_learner(config, images)
-    state, expected = learner.train(learner.init(), 2)
+    learner, data = Learner(config, 10, len(images.train_labels)), place(images)
+    state, expected = train(learner, init(learner, data, 3), data, 2)
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(shared.state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -216,15 +256,10 @@ def test_few_classes_in_a_batch():
     assert (other != gathered).any()
 
 
-def test_classes_must_divide_the_batch(images):
-    with pytest.raises(ValueError, match="classes_per_batch=5 must divide batch_size=32"):
-        make_learner(dataclasses.replace(SMOKE, classes_per_batch=5), images)
-
-
 def test_gain_scales_the_networks_input(images):
     for gain in (1.0, 10.0):
-        learner = make_learner(change(SMOKE, data={"gain": gain}), images)
-        x = learner.normalize(images.train_images)
+        learner = Learner(change(SMOKE, data={"gain": gain}), 10, len(images.train_labels))
+        x = learner.normalize(place(images), images.train_images)
         np.testing.assert_allclose([x.mean(), x.std()], [0, gain], atol=1e-4 * gain)
 
 
@@ -235,7 +270,7 @@ def test_differences_are_welchs():
     error = np.sqrt(sum(errors))
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
     assert freedom == pytest.approx(5)
-    found = phrases.difference(a, b, relevant=1.0)
+    found = verdicts.difference(a, b, relevant=1.0)
     assert found.mean == pytest.approx(a.mean() - b.mean())
     # This is the 97.5% quantile of Student's t with 5 degrees of freedom, from a printed table.
     assert (found.high - found.mean) / error == pytest.approx(2.571, abs=0.0005)
@@ -253,8 +288,22 @@ def test_differences_are_welchs():
     ],
 )
 def test_verdicts(interval, expected):
-    assert phrases.Difference(*interval, relevant=1.0).verdict == expected
+    assert verdicts.Difference(*interval, relevant=1.0).verdict == expected
 
 
 def test_a_single_run_says_nothing():
-    assert phrases.difference([5.0], [1.0, 1.1], relevant=0.1).verdict == "unclear"
+    assert verdicts.difference([5.0], [1.0, 1.1], relevant=0.1).verdict == "unclear"
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ([4, 16, 64], "from 4 images on"),
+        ([64], "only with 64 images"),
+        ([4, 64], "only with 4 and 64 images"),
+        ([4], "only with 4 images"),
+        ([], "at no size"),
+    ],
+)
+def test_from_a_size_on_means_at_all_larger_sizes(held, words):
+    assert robust._where(held, [1, 4, 16, 64]) == words

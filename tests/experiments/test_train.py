@@ -1,89 +1,141 @@
-"""The training command, tested on a few digits."""
+"""The training command and the commands for trained networks, tested on a few digits."""
 
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import train
-from experiments.train import RunError
+import experiments
+from experiments import evaluate, export, predict, train
+from experiments.data import load
+from experiments.evaluation import evaluate as evaluated
+from experiments.placement import place
+from experiments.run import plan, session
+from experiments.run.checkpoints import Checkpoints
+from experiments.run.command import parse
+from experiments.run.errors import Interrupted, RunError
+from experiments.run.folder import RunFolder
+from experiments.run.report import write_report
+from experiments.run.session import started
+from experiments.run.settings import section_variants
+from experiments.run.several import parts, store_parts
+from experiments.run.trained import Trained
+from tests.experiments.kills import TIMES
 from tests.helpers import slow_but_for
+from tests.launch import ROOT
 
 SMALL = [
-    *("digits", "--data.train-size", "512", "--model.widths", "8", "16", "16"),
-    *("--epochs", "2", "--eval-batch-size", "360"),
+    *("digits", "--data.train-size", "512", "--model.width", "8", "--model.depth", "2"),
+    *("--epochs", "2", "--eval-every", "0.5", "--eval-batch-size", "360", "--devices", "1"),
 ]
+BRIEF = [*SMALL, "--epochs", "0.25"]
+STEPS = 16
 
 
-def run(folder, *flags):
-    return train.carry_out(train.parse([*SMALL, "--output", str(folder), *flags]))
+def run(folder, *flags, of=SMALL):
+    return train.carry_out(parse([*of, "--output", str(folder), *flags]))
+
+
+def resume(folder, *flags):
+    return train.carry_out(parse(["--resume", str(folder), "--devices", "1", *flags]))
+
+
+def records(folder, kind=None):
+    """Returns the records of a run without their times."""
+    found = RunFolder(folder).records(kind)
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in found]
 
 
 def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return np.array([line["loss"] for line in lines if line["kind"] == "train"])
+    return np.array([record["loss"] for record in records(folder, "train")])
 
 
-def checkpoint(folder):
-    """Returns the parameters and statistics of the newest checkpoint."""
-    import orbax.checkpoint as ocp
+def checkpoints(folder):
+    """Returns all checkpoints, as `newest/8`."""
+    paths = (folder / "checkpoints").glob("*/*")
+    return sorted(f"{path.parent.name}/{path.name}" for path in paths if path.is_dir())
 
-    manager = ocp.CheckpointManager(folder.absolute() / "checkpoints" / "newest")
-    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+
+def damage(path):
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """Returns the folder of a finished run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(folder, "--devices", "1")
+    run(folder)
     return folder
 
 
+@pytest.fixture
+def copy(whole, tmp_path):
+    """Returns a copy of the finished run."""
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture(autouse=True)
+def _no_report(whole, monkeypatch):
+    """Leaves out all reports but that of `whole`, because their plots take a second."""
+    monkeypatch.setattr(session, "write_report", lambda folder: None)
+
+
 def test_a_run_writes_its_folder(whole):
-    names = {path.name for path in whole.iterdir()}
+    names = {path.name for path in whole.iterdir() if path.name != ".lock"}
     plots = {f"{n}.png" for n in ("curves", "learning_rate", "modes", "drift", "confusion")}
-    files = {"config.json", "environment.json", "metrics.jsonl", "summary.json", "report.md"}
-    assert names == {"checkpoints"} | files | plots
-    summary = json.loads((whole / "summary.json").read_text())
-    assert summary["steps"] == 16
-    assert 0 <= summary["accuracy"] <= 1
-    assert len(losses(whole)) == 16
+    settings = {"config.json", "run.json", "data.json", "environment.json"}
+    results = {"metrics.jsonl", "summary.json", "report.md", "report.html", "train.csv", "test.csv"}
+    assert names == {"checkpoints", "tensorboard"} | settings | results | plots
+    summary = RunFolder(whole).read("summary.json")
+    assert summary["steps"] == STEPS == len(losses(whole))
+    assert summary["accuracy"] == records(whole, "test")[-1]["accuracy"]
+    assert [record["step"] for record in records(whole, "test")] == [4, 8, 12, 16]
+    assert [name for name in checkpoints(whole) if "newest" in name] == ["newest/12", "newest/16"]
 
 
-@pytest.mark.filterwarnings("ignore:Couldn't find sharding info:UserWarning")
-@pytest.mark.parametrize("damage", slow_but_for([False], [False, True]))
-def test_stop_and_resume_equals_a_run_in_one_piece_bitwise(whole, tmp_path, damage):
-    """With `damage`, the newest checkpoint is cut short and the one before it is used."""
+@pytest.mark.parametrize("damaged", slow_but_for([False], [False, True]))
+def test_stop_and_resume_equals_a_run_in_one_piece_bitwise(whole, tmp_path, damaged):
+    """If `damaged`, the newest checkpoint is cut short and the one before it is used."""
     folder = tmp_path / "run"
 
     def stop_when_half_done():
         metrics = folder / "metrics.jsonl"
-        while not metrics.exists() or metrics.read_text().count("\n") < 11:
-            time.sleep(0.02)
+        while not metrics.exists() or metrics.read_text().count("\n") < 12:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_when_half_done, daemon=True).start()
-    with pytest.raises(train.Interrupted, match="--resume"):
-        run(folder, "--devices", "1")
-    assert 8 < len(losses(folder)) < 16
-    if damage:
-        newest = folder / "checkpoints" / "newest"
-        step = max(int(path.name) for path in newest.iterdir())
-        for path in (newest / str(step)).rglob("*"):
-            if path.is_file():
-                path.write_bytes(path.read_bytes()[:10])
-    train.carry_out(train.parse(["--resume", str(folder), "--devices", "1"]))
-    np.testing.assert_array_equal(losses(folder), losses(whole))
-    for a, b in zip(
-        jax.tree.leaves(checkpoint(folder)), jax.tree.leaves(checkpoint(whole)), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    with pytest.raises(Interrupted, match=f"--resume {folder}") as interrupted:
+        run(folder)
+    assert interrupted.value.exit_code == 128 + signal.SIGTERM
+    done = len(losses(folder))
+    assert 8 < done < STEPS
+    assert f"newest/{done}" in checkpoints(folder)
+    if damaged:
+        damage(folder / "checkpoints" / "newest" / str(done))
+    resume(folder)
+    assert records(folder) == records(whole)
+    assert_equal(Trained.open(folder).state, Trained.open(whole).state)
+    assert_equal(Trained.open(folder, "best").state, Trained.open(whole, "best").state)
 
 
 @pytest.mark.slow
@@ -94,42 +146,388 @@ def test_eight_devices_give_the_same_curve(whole, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     folder = tmp_path / "run"
-    flags = ["--devices", "1", "--norm.method", "none", "--optimizer.learning-rate", "1e20"]
-    with pytest.raises(RunError, match="loss of step"):
-        run(folder, *flags, "--eval-every", "0.125")
+    flags = ["--norm.method", "none", "--optimizer.learning-rate", "1e20", "--eval-every", "1"]
+    with pytest.raises(
+        RunError, match=rf"(loss|grad norm) of step \d .* {folder}/checkpoints/newest/0\. "
+    ):
+        run(folder, *flags)
     assert np.isfinite(losses(folder)).all()
-    assert any((folder / "checkpoints" / "newest").iterdir())
+    assert checkpoints(folder) == ["newest/0"]
+
+
+def test_a_test_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    folder = tmp_path / "run"
+    results = {"loss": np.float32(np.nan), "accuracy": np.float32(0.1)}
+    with started(parse([*SMALL, "--output", str(folder)])) as begun:
+        state = begun.state._replace(step=begun.state.step + 4)
+        with pytest.raises(RunError, match=r"test loss after step 4 is nan.*newest/0\. "):
+            begun.journal.tested(state, results, {}, {"seconds": 0.1})
+    assert checkpoints(folder) == ["newest/0"]
+    assert records(folder) == []
+
+
+def test_weights_that_are_not_finite_are_never_saved(whole, tmp_path):
+    state = Trained.open(whole).state
+    spoiled = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+    with Checkpoints(tmp_path) as saves:
+        saves.save(state)
+        with pytest.raises(RunError, match=r"after step 17 are not finite.*newest/16\. "):
+            saves.save(spoiled._replace(step=state.step + 1), best=True)
+    assert checkpoints(tmp_path) == ["newest/16"]
 
 
 def test_a_changed_configuration_is_refused_with_the_difference(whole):
     with pytest.raises(RunError, match=r"norm.decay: 0.9 -> 0.5"):
-        train.carry_out(train.parse(["--resume", str(whole), "--norm.decay", "0.5"]))
+        resume(whole, "--norm.decay", "0.5")
 
 
-def test_a_folder_with_a_run_is_not_written_over(whole):
-    with pytest.raises(RunError, match="holds a run"):
-        run(whole)
+def test_other_images_are_refused(whole, monkeypatch):
+    def changed(*arguments):
+        dataset = load(*arguments)
+        images = dataset.train_images.copy()
+        images[0, 0, 0] ^= 1
+        return dataset._replace(train_images=images)
+
+    monkeypatch.setattr(plan, "load", changed)
+    with pytest.raises(RunError, match=r"images are not those of the run .* scikit-learn digits"):
+        resume(whole)
+
+
+def test_a_finished_run_is_reported_anew(copy, whole, monkeypatch):
+    monkeypatch.undo()
+    (copy / "report.md").unlink()
+    resume(copy)
+    assert (copy / "report.md").exists()
+    assert records(copy) == records(whole)
+
+
+def test_a_run_without_its_summary_is_finished(copy, whole, monkeypatch):
+    """It ended after the last step, before the results were written down."""
+    monkeypatch.undo()
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert '"test"' in lines[-1]
+    (copy / "metrics.jsonl").write_text("".join(lines[:-1]))
+    for name in ("summary.json", "report.md", "report.html"):
+        (copy / name).unlink()
+    summary, before = resume(copy), RunFolder(whole).read("summary.json")
+    assert records(copy) == records(whole)
+    assert (copy / "report.html").exists()
+    changing = {"folder", "seconds", "images_per_second"}
+    assert {k: v for k, v in summary.items() if k not in changing} == {
+        k: v for k, v in before.items() if k not in changing
+    }
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nonsense"], "choose one of"),
-        (["--resume", "nowhere"], "config.json is missing"),
-        (["cifar10", "--data-dir", "nowhere"], "cannot be read"),
-        (["digits", "--devices", "3"], "cannot be spread evenly"),
-        (["digits", "--data.train-size", "99999"], "train_size=99999"),
-    ],
+    "content", slow_but_for(['{"kind": "tr'], ['{"kind": "tr', "", "[3]", "\x00\x00"])
 )
-def test_errors_say_what_to_do(arguments, words, capsys, tmp_path, monkeypatch):
+def test_a_damaged_line_of_the_metrics_costs_that_line_alone(content, copy, whole, capsys):
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    lines[5] = content
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    resume(copy)
+    expected = records(whole)
+    del expected[5]
+    assert records(copy) == expected
+    told = [line for line in capsys.readouterr().out.splitlines() if "metrics.jsonl" in line]
+    assert len(told) == 1
+    assert "1 damaged line left out" in told[0]
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_is_used(copy, whole, capsys):
+    damage(copy / "checkpoints" / "newest" / "16")
+    shutil.rmtree(copy / "checkpoints" / "best")
+    resume(copy)
+    out = capsys.readouterr().out
+    assert f"{copy}/checkpoints/newest/16 cannot be read" in out
+    assert "continues from step 12" in out
+    assert records(copy) == records(whole)
+    assert_equal(Trained.open(copy).state, Trained.open(whole).state)
+
+
+def test_the_best_checkpoint_is_used_if_the_newest_are_damaged(copy, whole, capsys):
+    damage(copy / "checkpoints" / "newest")
+    (best,) = (name.partition("/")[2] for name in checkpoints(whole) if "best" in name)
+    resume(copy)
+    told = "The run is complete." if int(best) == STEPS else f"continues from step {best}"
+    assert told in capsys.readouterr().out
+    assert records(copy) == records(whole)
+    assert_equal(Trained.open(copy).state, Trained.open(whole).state)
+
+
+def test_if_all_checkpoints_are_damaged_the_error_names_them_and_none_is_deleted(copy, capsys):
+    damage(copy / "checkpoints")
+    before = checkpoints(copy)
+    assert train.main(["--resume", str(copy), "--devices", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: None of the checkpoints can be read: ")
+    assert all(f"{copy}/checkpoints/{name}" in error for name in before)
+    assert checkpoints(copy) == before
+
+
+def test_the_interval_of_evaluations_and_the_chunk_are_kept_on_resume(tmp_path):
+    folder = tmp_path / "run"
+    with started(parse([*SMALL, "--chunk", "3", "--eval-every", "0.75", "--output", str(folder)])):
+        pass
+    resumed = parse(["--resume", str(folder)])
+    assert (resumed.chunk, resumed.eval_every) == (3, 0.75)
+    assert parse(["--resume", str(folder), "--chunk", "2"]).chunk == 2
+
+
+def test_a_second_writer_is_refused(copy):
+    with (
+        RunFolder(copy),
+        pytest.raises(RunError, match=f"{copy}: process {os.getpid()} on .* writes"),
+    ):
+        resume(copy)
+
+
+def test_lookahead_with_few_steps_reports_the_trained_network(tmp_path):
+    folder = tmp_path / "run"
+    summary = run(folder, "--optimizer.lookahead", of=BRIEF)
+    trained = Trained.open(folder)
+    assert trained.step < 5
+    assert_equal(trained.variables["params"], trained.state.params)
+    data = place(load(trained.learner.config.data))
+    fast = evaluated(trained.learner, trained.state._replace(slow=None), data)
+    assert summary["loss"] == pytest.approx(float(fast["loss"]), rel=1e-5)
+    assert summary["accuracy"] == pytest.approx(float(fast["accuracy"]))
+
+
+def test_a_configuration_in_a_file_is_used(whole):
+    path = str(whole / "config.json")
+    assert parse(["--config", path]).config == parse(SMALL).config
+    changed = parse([f"--config={path}", "--norm.decay", "0.5"]).config
+    assert changed == parse([*SMALL, "--norm.decay", "0.5"]).config
+
+
+def test_seeds_and_a_sweep_make_a_run_each_and_a_table_and_are_resumed(tmp_path, capsys):
+    folder = tmp_path / "runs"
+    flags = ["--seeds", "2", "--sweep", "norm.decay", "0.5", "0.9", "--output", str(folder)]
+    assert train.main([*BRIEF, *flags]) == 0
+    names = [f"norm.decay-{decay}-seed-{seed}" for decay in (0.5, 0.9) for seed in (0, 1)]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == names
+    configs = [RunFolder(folder / name).read("config.json") for name in names]
+    assert [(c["norm"]["decay"], c["seed"]) for c in configs] == [
+        (0.5, 0),
+        (0.5, 1),
+        (0.9, 0),
+        (0.9, 1),
+    ]
+    table = (folder / "results.md").read_text()
+    assert table.count("| 2 |") == 2
+    assert table.strip() in capsys.readouterr().out
+    before = {name: records(folder / name) for name in names}
+    shutil.rmtree(folder / names[3])
+    (folder / names[2] / "summary.json").unlink()
+    (folder / "results.md").unlink()
+    assert train.main(["--resume", str(folder), "--devices", "1"]) == 0
+    assert {name: records(folder / name) for name in names} == before
+    assert (folder / "results.md").exists()
+
+
+def test_a_run_starts_from_the_network_of_another_run(whole, tmp_path):
+    flags = ["--init-from", str(whole), "--output", str(tmp_path / "run")]
+    with started(parse([*SMALL, *flags])) as begun:
+        old = Trained.open(whole)
+        assert int(begun.state.step) == 0
+        assert_equal(begun.state.params, old.variables["params"])
+        assert_equal(begun.state.batch_stats, old.variables["batch_stats"])
+    assert_equal(Trained.open(tmp_path / "run").state.params, old.variables["params"])
+    stored = RunFolder(tmp_path / "run").read("run.json")
+    assert stored["init_from"] == str(whole)
+
+
+def test_a_run_with_lookahead_starts_from_a_network(whole, tmp_path):
+    flags = ("--optimizer.lookahead", "--init-from", str(whole))
+    assert run(tmp_path / "run", *flags, of=BRIEF)["steps"] == 2
+
+
+def test_several_runs_keep_their_flags_on_resume(whole, tmp_path):
+    folder = tmp_path / "runs"
+    flags = [*BRIEF, "--seeds", "2", "--eval-every", "0.125", "--init-from", str(whole)]
+    store_parts(parse([*flags, "--output", str(folder)]))
+    run = parse(["--resume", str(folder)])
+    assert (run.seeds, run.eval_every, run.init_from) == (2, 0.125, whole)
+    first, second = parts(run)
+    assert first.init_from == second.init_from == whole
+    assert first.resume_command == f"python -m experiments.train --resume {folder}"
+
+
+def test_a_sweep_over_true_and_false_makes_both_runs():
+    run = parse([*BRIEF, "--sweep", "optimizer.nesterov", "True", "False", "--output", "x"])
+    assert [part.config.optimizer.nesterov for part in parts(run)] == [True, False]
+
+
+def test_images_in_a_file_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train.main(arguments) == 2
-    assert words in capsys.readouterr().err
+    np.savez("data.npz", images=np.zeros((8, 8, 8), np.uint8), labels=np.arange(8) % 2)
+    config = parse(["digits", "--data.dataset", "data.npz", "--output", "run"]).config
+    assert config.data.dataset == str(tmp_path / "data.npz")
 
 
-def test_a_finished_run_is_reported_anew(whole, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(whole, copy)
-    (copy / "report.md").unlink()
-    train.carry_out(train.parse(["--resume", str(copy), "--devices", "1"]))
-    assert (copy / "report.md").exists()
+def test_class_names_may_look_like_formulas(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (256, 8, 8), np.uint8)
+    classes = ["$a_{b$", "<b>", "a|b"]
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(256) % 3, classes=classes)
+    flags = ["--data.dataset", str(tmp_path / "data.npz"), "--batch-size", "32"]
+    line = ["digits", *SMALL[3:], *flags, "--epochs", "0.25", "--output", str(tmp_path / "run")]
+    train.carry_out(parse(line))
+    write_report(RunFolder(tmp_path / "run"))
+    assert "a|b" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_head_for_other_classes_keeps_its_initial_values(whole, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 255, (256, 8, 8), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(256) % 4)
+    line = ["digits", "--data.dataset", str(tmp_path / "data.npz"), *SMALL[3:], "--init-from"]
+    with started(parse([*line, str(whole), "--output", str(tmp_path / "run")])) as begun:
+        old, new = Trained.open(whole).variables["params"], begun.state.params
+        assert_equal(new["ConvNorm_0"], old["ConvNorm_0"])
+        assert new["Dense_0"]["kernel"].shape[-1] == 4
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "initial values" in line]
+    assert told.endswith(": params/Dense_0/bias, params/Dense_0/kernel.")
+
+
+def digits():
+    return load(parse(SMALL).config.data)
+
+
+def test_the_loaded_network_gives_the_accuracy_of_the_evaluation(whole):
+    data, summary = digits(), RunFolder(whole).read("summary.json")
+    apply, variables = experiments.load(whole)
+    logits = jax.jit(apply)(variables, data.test_images)
+    assert logits.shape == (360, 10)
+    accuracy = np.mean(np.argmax(logits, -1) == data.test_labels)
+    assert summary["accuracy_plain"] == pytest.approx(accuracy)
+    one_hot = jax.nn.one_hot(data.test_labels, 10)
+    loss = -np.mean(np.sum(jax.nn.log_softmax(logits) * one_hot, -1))
+    assert summary["loss"] == pytest.approx(float(loss), rel=1e-4)
+    best, _ = experiments.load(str(whole), "best")
+    assert best is not None
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (3, 8, 8), (3, 9, 8, 1)])
+def test_the_loaded_network_refuses_other_shapes(whole, shape):
+    apply, variables = experiments.load(whole)
+    with pytest.raises(ValueError, match=r"uint8 of shape \(n, 8, 8, 1\)"):
+        apply(variables, np.zeros(shape, np.uint8))
+
+
+def test_predict_prints_the_most_probable_classes(whole, tmp_path, capsys):
+    data = digits()
+    paths = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for path, image in zip(paths, data.test_images, strict=False):
+        Image.fromarray(image[:, :, 0]).save(path)
+    assert predict.main([str(whole), *paths, "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    apply, variables = experiments.load(whole)
+    shares = np.asarray(jax.nn.softmax(apply(variables, jnp.asarray(data.test_images[:3]))))
+    for line, path, share in zip(lines, paths, shares, strict=True):
+        first, second = np.argsort(-share)[:2]
+        assert line == f"{path}: {first} {share[first]:.1%}, {second} {share[second]:.1%}"
+
+
+def test_evaluate_gives_the_accuracy_of_the_run(whole, tmp_path, capsys):
+    summary, output = RunFolder(whole).read("summary.json"), tmp_path / "results.json"
+    assert evaluate.main([str(whole), "--output", str(output)]) == 0
+    assert f"{summary['accuracy']:.2%}" in capsys.readouterr().out
+    results = json.loads(output.read_text())
+    assert results["accuracy"] == pytest.approx(summary["accuracy"])
+    assert results["loss"] == pytest.approx(summary["loss"], rel=1e-5)
+    assert results["step"] == STEPS
+
+
+def test_evaluate_takes_the_test_images_of_a_file(whole, tmp_path, capsys):
+    data, summary = digits(), RunFolder(whole).read("summary.json")
+    arrays = {name: getattr(data, name) for name in data._fields[:4]}
+    np.savez(tmp_path / "data.npz", classes=np.array(data.classes), **arrays)
+    assert evaluate.main([str(whole), "--data", str(tmp_path / "data.npz")]) == 0
+    out = capsys.readouterr().out
+    assert "data.npz: 360 test images" in out
+    assert f"{summary['accuracy']:.2%}" in out
+
+
+ALONE = """
+import sys
+for name in ("experiments", "jbn", "flax"):
+    sys.modules[name] = None
+import numpy as np, jax, jax.export
+network = jax.export.deserialize(open("network", "rb").read())
+np.save("logits.npy", network.call(np.load("images.npy")))
+"""
+
+
+def logits_of_export(folder, images, place):
+    """Returns the logits that an exported network gives in a process with only JAX."""
+    assert export.main([str(folder), str(place / "network"), "--platforms", "cpu"]) == 0
+    np.save(place / "images.npy", images)
+    environment = {"JAX_PLATFORMS": "cpu", "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-I", "-c", ALONE], cwd=place, env=environment, check=True)
+    return np.load(place / "logits.npy")
+
+
+def test_an_exported_network_needs_only_jax(whole, tmp_path):
+    images = digits().test_images[:7]
+    apply, variables = experiments.load(whole)
+    logits = logits_of_export(whole, images, tmp_path)
+    expected = apply(variables, jnp.asarray(images))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+METHODS = tuple(section_variants()["norm"][1])
+
+
+@pytest.mark.parametrize("precision", slow_but_for(["float32"], ["float32", "float64"]))
+@pytest.mark.parametrize("method", slow_but_for(["inplace"], METHODS))
+def test_every_norm_trains_evaluates_and_is_exported(method, precision, tmp_path):
+    folder = tmp_path / "run"
+    summary = run(folder, "--norm.method", method, "--precision", precision, of=BRIEF)
+    assert summary["steps"] == len(losses(folder)) == 2
+    assert evaluate.main([str(folder), "--output", str(tmp_path / "results.json")]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["loss"] == pytest.approx(summary["loss"], rel=1e-4)
+    assert export.main([str(folder), str(tmp_path / "network")]) == 0
+    network = jax.export.deserialize(bytearray((tmp_path / "network").read_bytes()))
+    images = jnp.asarray(digits().test_images[:7])
+    with jax.enable_x64(precision == "float64"):
+        apply, variables = experiments.load(folder)
+        expected = apply(variables, images)
+        np.testing.assert_allclose(network.call(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_parameters_and_statistics_of_float64_are_float64(tmp_path):
+    run(tmp_path / "run", "--precision", "float64", of=BRIEF)
+    with jax.enable_x64(True):
+        trained = Trained.open(tmp_path / "run")
+        floats = trained.state.params, trained.state.batch_stats
+    assert {leaf.dtype for leaf in jax.tree.leaves(floats)} == {np.dtype("float64")}
+
+
+def start_until(imported, *flags):
+    """Starts the command, and returns its process when it has imported a module."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "experiments.train", *flags],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip() == imported:
+            return process
+    raise AssertionError(f"{imported} was never imported.")
+
+
+@pytest.mark.parametrize(
+    "imported", slow_but_for(["numpy"], ["numpy", "jax._src.core", "jax", "orbax.checkpoint"])
+)
+def test_ctrl_c_in_the_first_seconds_ends_the_command_without_a_traceback(imported, tmp_path):
+    process = start_until(imported, "digits", "--output", str(tmp_path / "run"))
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in error
+    assert not Path(tmp_path / "run").exists()

@@ -3,9 +3,10 @@
 import pytest
 
 from experiments.benchmarks.training_step import measure
-from experiments.config import Config, ModelConfig
+from experiments.config import Config
+from experiments.models import Small
 
-SMALL = Config("", model=ModelConfig(width=8, depth=2), batch_size=16)
+SMALL = Config("", model=Small(width=8, depth=2), batch_size=16)
 
 
 @pytest.mark.slow

@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.augment import normalizer, pixel_statistics
 from experiments.benchmarks.gpu.piece import Key, Piece, Row, Settings
 from experiments.benchmarks.gpu.tables import markdown, spread
 from experiments.benchmarks.stopwatch import clock
-from experiments.config import Config, ModelConfig
+from experiments.config import Config
 from experiments.configs import PRESETS
 from experiments.data import CIFAR10_CLASSES, Dataset, load
-from experiments.learner import make_learner
+from experiments.evaluation import evaluate
+from experiments.learner import Learner, init, train
+from experiments.models import Airbench
+from experiments.placement import place
 
 SEEDS = 20
 
@@ -36,8 +38,9 @@ def measure(keys: list[Key], settings: Settings) -> Iterator[Row]:
       DataError: the data is missing or damaged.
     """
     config, dataset = config_and_images(settings)
-    images = jax.device_put(dataset[:4])
-    run = jax.jit(whole_run(config, dataset)).lower(images, np.int32(0)).compile()
+    images = place(dataset)
+    learner = Learner(config, len(dataset.classes), len(dataset.train_labels))
+    run = jax.jit(whole_run(learner)).lower(images, np.int32(0)).compile()
     jax.block_until_ready(run(images, np.int32(SEEDS)))  # This warms up.
     for key in keys:
         found: dict[str, Any] = {}
@@ -63,7 +66,7 @@ def config_and_images(settings: Settings) -> tuple[Config, Dataset]:
     config = PRESETS["cifar10"]
     if not settings.small:
         return config, load(config.data, settings.data_dir, settings.data_variant)
-    narrow = ModelConfig("airbench", (8, 8, 8))
+    narrow = Airbench(widths=(8, 8, 8))
     config = dataclasses.replace(
         config, model=narrow, epochs=1.0, batch_size=32, eval_batch_size=32, precision="float32"
     )
@@ -74,20 +77,13 @@ def config_and_images(settings: Settings) -> tuple[Config, Dataset]:
     return config, Dataset(*noise, classes=CIFAR10_CLASSES, variant="noise")
 
 
-def whole_run(config: Config, dataset: Dataset) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """Returns `run(images, seed)`, which trains from the first step to the last and evaluates.
-
-    Args:
-      config: configuration of the run. Its seed does not matter.
-      dataset: the images. Only their statistics and classes are used here.
-    """
-    normalize = normalizer(pixel_statistics(dataset.train_images), config.data.gain)
+def whole_run(learner: Learner) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """Returns `run(images, seed)`, which trains from the first step to the last and evaluates."""
 
     def run(images, seed):
-        placed = Dataset(*images, classes=dataset.classes, variant=dataset.variant)
-        learner = make_learner(dataclasses.replace(config, seed=seed), placed, None, normalize)
-        state, metrics = learner.train(learner.init(), learner.total_steps)
-        tested = learner.evaluate(state)
+        state = init(learner, images, seed)
+        state, metrics = train(learner, state, images, learner.total_steps)
+        tested = evaluate(learner, state, images)
         shown = {name: tested[name] for name in ("accuracy", "accuracy_plain", "loss")}
         return shown | {"training_loss": metrics["loss"][-1]}
 

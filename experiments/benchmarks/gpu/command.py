@@ -17,7 +17,7 @@ from experiments.benchmarks.gpu.pieces import PIECES, Name, work
 from experiments.benchmarks.gpu.processes import alone
 from experiments.benchmarks.gpu.report import report
 from experiments.benchmarks.gpu.stored import Stored, StoredError
-from experiments.run_folder import RunFolder
+from experiments.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.benchmarks.gpu.norm import PASSES, shares
-from experiments.report import STYLE, percent, save
+from experiments.run.figures import STYLE, percent, save
 
 COLORS = {
     "jbn": "tab:blue",

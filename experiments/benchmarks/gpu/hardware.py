@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from experiments.run_folder import environment, versions
+from experiments.run.environment import environment, versions
 
 _FIELDS = ("name", "driver_version", "memory.total", "power.limit")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.benchmarks.gpu.pieces import PIECES
-from experiments.run_folder import RunFolder
+from experiments.run.folder import RunFolder
 
 
 def report(folder: RunFolder) -> bool:

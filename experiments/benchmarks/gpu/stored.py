@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.gpu.piece import Key, Row
-from experiments.config import differences
-from experiments.run_folder import RunFolder
+from experiments.run.folder import RunFolder
+from experiments.run.settings import differences
 
 
 class StoredError(Exception):

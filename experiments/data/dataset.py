@@ -1,0 +1,44 @@
+"""A data set in memory."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DataError(Exception):
+    """The data is missing or damaged. The message says what to do."""
+
+
+class Dataset(NamedTuple):
+    """Images and labels.
+
+    Attributes:
+      train_images: `[n, height, width, channels]` uint8.
+      train_labels: `[n]` int32.
+      test_images: `[m, height, width, channels]` uint8.
+      test_labels: `[m]` int32.
+      classes: name of each label.
+      variant: name of the data in reports.
+      is_split: whether the data has no test images of its own, and some are kept for tests.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    variant: str
+    is_split: bool = False
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Returns the SHA-256 digest of the arrays and the classes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for array in dataset[:4]:
+        # The header says where an array ends, so no two data sets give the same bytes.
+        digest.update(json.dumps([array.dtype.str, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    digest.update(json.dumps(dataset.classes).encode())
+    return digest.hexdigest()

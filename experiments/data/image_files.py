@@ -1,0 +1,87 @@
+"""Reads image files with Pillow."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from experiments.data.dataset import DataError
+
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+
+def read(files: list[Path], resize: int | None) -> np.ndarray:
+    """Returns the images `[n, height, width, channels]`, with one channel if all are grey.
+
+    Args:
+      files: at least one image.
+      resize: width and height that images get. By default they must have the same size.
+
+    Raises:
+      DataError: an image cannot be read, or two have different sizes.
+    """
+    size = None if resize is None else (resize, resize)
+    first, _ = _decoded(files[0], size)
+    images = np.empty((len(files), *first.shape), np.uint8)
+
+    def fill(place: int) -> bool:
+        image, grey = _decoded(files[place], size)
+        if image.shape != first.shape:
+            raise DataError(
+                f"{files[0]} is {_size(first)} and {files[place]} is {_size(image)}. Images must "
+                "have the same size: pass --data.resize, for example --data.resize 32."
+            )
+        images[place] = image
+        return grey
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock.
+        grey = all(list(pool.map(fill, range(len(files)))))
+    return np.ascontiguousarray(images[..., :1]) if grey else images
+
+
+def read_one(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns an image as uint8 of a shape (height, width, 1 or 3).
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    height, width, channels = shape
+    image, _ = _decoded(path, (width, height))
+    if channels == 1:
+        image = np.asarray(Image.fromarray(image).convert("L"))
+    return image.reshape(shape)
+
+
+def _decoded(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
+    """Returns red, green and blue `[height, width, 3]`, and whether the image is grey.
+
+    Args:
+      path: the file.
+      size: width and height that the image gets; by default it keeps its own.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            mode = image.mode
+            # Pillow warns of palettes with transparency, unless they pass through RGBA.
+            image = (image.convert("RGBA") if mode in ("P", "PA") else image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Damaged images raise errors of all kinds.
+        raise DataError(
+            f"{path} cannot be read as an image ({type(error).__name__}). Replace or remove it."
+        ) from error
+    if mode.startswith(("I", "F")):
+        raise DataError(
+            f"{path} has more than 8 bits a channel (Pillow's mode {mode}). Convert it to 8 bits."
+        )
+    if size is not None:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image), mode in ("1", "L", "LA", "La")
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"

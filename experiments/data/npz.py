@@ -1,0 +1,116 @@
+"""A data set in a NumPy file, `.npz`."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.dataset import DataError, Dataset
+from experiments.data.listing import listing
+from experiments.data.npz_labels import number
+from experiments.data.order import KEPT, mixed, split
+
+_PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+_WHOLE = ("images", "labels")
+
+
+def load(path: Path, variant: str | None) -> Dataset:
+    """Returns the data set in a file.
+
+    Args:
+      path: file with the arrays train_images, train_labels, test_images and test_labels, or images
+        and labels, of which a fifth becomes the test set. The array `classes` may name the labels.
+        Images are `[n, height, width]` or `[n, height, width, channels]` uint8. Labels are integers
+        from 0, or strings.
+      variant: name of the data in reports; by default the file's name.
+
+    Raises:
+      DataError: the file is damaged or holds something else.
+    """
+    arrays = _arrays(path)
+    variant, names = variant or path.name, arrays.pop("classes", None)
+    images = {key: _images(path, key, arrays[key]) for key in arrays if key.endswith("images")}
+    labels = {key: arrays[key] for key in arrays if key.endswith("labels")}
+    _check_lengths(path, images, labels)
+    numbers, classes = number(path, labels, names)
+    if "images" in images:
+        return _split(path, images["images"], numbers[0], classes, f"{variant}, {KEPT}")
+    shapes = {key: found.shape[1:] for key, found in images.items()}
+    if len(set(shapes.values())) > 1:
+        sizes = " and ".join(f"{key} are {_size(shape)}" for key, shape in shapes.items())
+        raise DataError(f"{path}: {sizes}. All images must have the same size.")
+    train, test = map(mixed, images.values(), numbers)
+    return Dataset(*train, *test, classes, variant)
+
+
+def _split(
+    path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], variant: str
+) -> Dataset:
+    train, test = split(labels)
+    if not len(test):
+        raise DataError(
+            f"{path}: {len(labels)} images are too few to keep a fifth of each class for tests. "
+            f"Add images, or store {', '.join(_PARTS)}."
+        )
+    parts = images[train], labels[train], images[test], labels[test]
+    return Dataset(*parts, classes, variant, is_split=True)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of use, in the order of `_PARTS` or `_WHOLE`."""
+    try:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(
+                    f"{path} holds a single array. It must hold {', '.join(_PARTS)}, or "
+                    f"{' and '.join(_WHOLE)}: write it with numpy.savez."
+                )
+            keys = set(file.files)
+            wanted = _PARTS if keys.issuperset(_PARTS) else _WHOLE
+            if not keys.issuperset(wanted):
+                raise DataError(
+                    f"{path} holds {listing(sorted(keys))}. It must hold "
+                    f"{', '.join(_PARTS)}, or {' and '.join(_WHOLE)}."
+                )
+            arrays = {key: file[key] for key in (*wanted, "classes") if key in keys}
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{path} holds an array of Python objects, which is not read. Convert it to "
+                "numbers or strings, with one length for all images."
+            ) from error
+        raise DataError(
+            f"{path} cannot be read: it is no .npz file, or it is damaged. Write it anew with "
+            "numpy.savez."
+        ) from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: {key} is not an array. Write the file with numpy.savez.")
+    return arrays
+
+
+def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+        raise DataError(
+            f"{path}: {key} is {images.dtype} of shape {images.shape}. It must be uint8 (from 0 to "
+            "255) of shape [n, height, width, channels] or [n, height, width], and not empty."
+        )
+    return np.ascontiguousarray(images if images.ndim == 4 else images[..., np.newaxis])
+
+
+def _check_lengths(
+    path: Path, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]
+) -> None:
+    for (key, found), (images_key, of) in zip(labels.items(), images.items(), strict=True):
+        if found.shape != (len(of),):
+            raise DataError(
+                f"{path}: {key} has shape {found.shape} and {images_key} has {len(of)} images. "
+                f"{key} must have shape ({len(of)},)."
+            )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    height, width, channels = shape
+    return f"{width}x{height} with {channels} channel{'s' if channels > 1 else ''}"

@@ -1,0 +1,1 @@
+"""What runs a training run: command line, folder, checkpoints, processes, display and report."""

@@ -1,0 +1,23 @@
+"""Writes a file either completely or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields the path of a partial file, which takes the place of `path` if no error occurs."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file either completely or not at all."""
+    with written(path) as partial:
+        partial.write_text(text, encoding="utf-8")

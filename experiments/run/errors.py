@@ -1,0 +1,49 @@
+"""The errors that end a command, and their exit codes."""
+
+import io
+import signal
+import sys
+from collections.abc import Callable
+
+from experiments.data import DataError
+
+
+class RunError(Exception):
+    """The run cannot start or continue. The message says what to do."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run, and the state of the run is saved.
+
+    Args:
+      number: number of the signal.
+      command: command that resumes the run.
+    """
+
+    def __init__(self, number: int, command: str):
+        name = signal.Signals(number).name
+        super().__init__(f"{name} ended the run, and its state is saved. Resume with: {command}")
+        self.exit_code = 128 + number
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command; prints an error as one line, and returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        command()
+    except (DataError, RunError) as error:
+        return _fail(f"error: {error}", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"error: {where}{error.strerror or error}", 2)
+    except Interrupted as interrupted:
+        return _fail(str(interrupted), interrupted.exit_code)
+    except KeyboardInterrupt:
+        return _fail("Ctrl-C ended the command.", 128 + signal.SIGINT)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code

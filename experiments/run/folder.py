@@ -1,0 +1,131 @@
+"""The files of a run: its configuration, its environment and its results."""
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from experiments.run.atomic import write_text
+from experiments.run.errors import RunError
+
+WRITER = "writer.json"
+"""File that says which process writes to a folder."""
+
+
+class RunFolder:
+    """A folder with JSON files, and records in `metrics.jsonl`.
+
+    As a context manager it locks the folder: a second writer gets an error.
+
+    Args:
+      path: the folder, which is created when the first file is written.
+      writes: whether the methods that write do so. Only one of several processes writes.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+        self.metrics = path / "metrics.jsonl"
+        self._lock = FileLock(path / ".lock")
+
+    def __enter__(self) -> Self:
+        """Locks the folder.
+
+        Raises:
+          RunError: another process writes to the folder.
+        """
+        if not self.writes:
+            return self
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunError(
+                f"{self.path}: {self._writer()} writes to this folder. Wait for its end, or choose "
+                "another --output."
+            ) from error
+        self.write(WRITER, {"process": os.getpid(), "host": socket.gethostname()})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unlocks the folder."""
+        if self.writes:
+            (self.path / WRITER).unlink(missing_ok=True)
+            self._lock.release()
+
+    def _writer(self) -> str:
+        try:
+            writer = self.read(WRITER)
+        except RunError:
+            return "another process"
+        return f"process {writer['process']} on {writer['host']}"
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file, either completely or not at all."""
+        if self.writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def read(self, name: str, *keys: str) -> dict[str, Any]:
+        """Returns the content of a JSON file.
+
+        Raises:
+          RunError: the file is missing or damaged, or one of the keys is missing in it.
+        """
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("it must hold a dictionary")
+            if missing := sorted(set(keys) - content.keys()):
+                raise ValueError(f"{missing[0]} is missing")
+            return content
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} holds no run, because {path} is missing.") from error
+        except ValueError as error:
+            raise RunError(
+                f"{path} is damaged: {error}. Restore it, or start a new run."
+            ) from error
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Adds records to `metrics.jsonl`, one line each."""
+        if not self.writes:
+            return
+        with self.metrics.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Returns the records of one kind, `train` or `test`, or all, without damaged lines."""
+        return [r for r in self._lines()[0] if kind is None or r["kind"] == kind]
+
+    def keep_until(self, step: int) -> int:
+        """Deletes the records of later steps, which a resumed run repeats, and damaged lines.
+
+        Returns:
+          The number of damaged lines.
+        """
+        if not self.writes:
+            return 0
+        records, damaged = self._lines()
+        kept = [record for record in records if record["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        return damaged
+
+    def _lines(self) -> tuple[list[dict[str, Any]], int]:
+        """Returns the records that can be read, and the number of the other lines."""
+        if not self.metrics.exists():
+            return [], 0
+        records, damaged = [], 0
+        for line in self.metrics.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+                records.append(record)
+            else:
+                damaged += 1
+        return records, damaged

@@ -1,0 +1,98 @@
+"""Reads the settings of a run from its folder, so that no flag is needed to resume it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Config
+from experiments.run.errors import RunError
+from experiments.run.flags import Run
+from experiments.run.folder import RunFolder
+from experiments.run.settings import from_dict, to_dict, typed
+
+PARTS = "parts.json"
+"""File that says which runs a folder holds, if a command makes several."""
+
+_FLAGS = {
+    **{"data_dir": Path, "data_variant": str, "init_from": Path},
+    **{"chunk": int, "eval_every": float},
+}
+"""Flags that are stored."""
+
+
+def stored_run(folder: Path) -> Run:
+    """Returns the run or the runs in a folder, with the flags of the command that made them.
+
+    Raises:
+      RunError: the folder holds no run, or a file in it is damaged.
+    """
+    if (folder / PARTS).exists():
+        kinds = {"config": Config, "seeds": int, "sweep": tuple[str, ...]}
+        return Run(**_read(folder, PARTS, kinds | _FLAGS, needed=kinds))
+    has_flags = (folder / "run.json").exists()
+    return Run(stored_config(folder), **(_read(folder, "run.json", _FLAGS) if has_flags else {}))
+
+
+def stored_config(folder: Path) -> Config:
+    """Returns the configuration in a run's folder.
+
+    Raises:
+      RunError: the folder holds no run, or its configuration is damaged.
+    """
+    try:
+        return from_dict(RunFolder(folder).read("config.json"))
+    except ValueError as error:
+        raise RunError(f"{folder / 'config.json'} is damaged: {error} Restore it.") from error
+
+
+def config_in(path: Path) -> Config:
+    """Returns the configuration in a file.
+
+    Raises:
+      RunError: the file cannot be read or holds something else.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return from_dict(json.loads(file.read_text()))
+    except OSError as error:
+        raise RunError(f"--config {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise RunError(f"--config {path} is no configuration: {error}") from error
+
+
+def write_flags(run: Run, folder: RunFolder) -> None:
+    """Writes `run.json`."""
+    folder.write("run.json", _flags(run))
+
+
+def write_parts(run: Run) -> None:
+    """Writes which runs a command makes, so that `--resume` finds them."""
+    record = {"config": to_dict(run.config), "seeds": run.seeds, "sweep": run.sweep}
+    RunFolder(run.folder).write(PARTS, record | _flags(run))
+
+
+def _flags(run: Run) -> dict[str, Any]:
+    values = {name: getattr(run, name) for name in _FLAGS}
+    return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _read(
+    folder: Path, name: str, kinds: Mapping[str, Any], needed: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Returns the values in a file that are not null.
+
+    Raises:
+      RunError: a value has another type, or one that is needed is missing.
+    """
+    stored = RunFolder(folder).read(name, *needed)
+
+    def value(key, kind):
+        path = kind is Path
+        found = typed(stored[key], str if path else kind, key)
+        return Path(found) if path else found
+
+    try:
+        return {k: value(k, kind) for k, kind in kinds.items() if stored.get(k) is not None}
+    except ValueError as error:
+        raise RunError(f"{folder / name} is damaged: {error} Restore it.") from error

@@ -1,0 +1,1 @@
+"""What the studies are made of: their settings, runs, records, figures and answers."""

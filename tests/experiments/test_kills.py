@@ -1,0 +1,38 @@
+"""A few of the kills of `tests.experiments.kills`."""
+
+import pytest
+
+from tests.experiments import kills
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Returns the folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    kills.finish(folder)
+    return folder
+
+
+def test_a_run_that_is_killed_twice_equals_an_undisturbed_one_bitwise(tmp_path):
+    folder, short = tmp_path / "run", 1.0
+    kills.finish(tmp_path / "whole", short)
+    assert kills.kill(folder, kills.in_write(2), short)
+    assert kills.kill(folder, kills.after(0.5), short)
+    kills.finish(folder, short)
+    kills.check_equal(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_runs_that_are_killed_at_random_equal_an_undisturbed_one_bitwise(seed, whole, tmp_path):
+    moments = kills.moments(seed, duration=10.0)
+    for _ in range(4):
+        kills.kill(tmp_path / "run", next(moments))
+    kills.finish(tmp_path / "run")
+    kills.check_equal(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", kills.SCENES, ids=lambda scene: scene.__name__)
+def test_every_scene_ends_as_it_must(scene, whole, tmp_path):
+    scene(whole, tmp_path / "run")
