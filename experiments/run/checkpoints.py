@@ -1,7 +1,7 @@
 """Checkpoints of a run: the two newest and the best."""
 
-import contextlib
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -126,10 +126,13 @@ def load_checkpoint(
     steps = sorted((int(p.name) for p in path.glob("*") if p.name.isdecimal()), reverse=True)
     reader = ocp.StandardCheckpointer()
     for step in steps:
-        with contextlib.suppress(Exception):  # Each storage driver raises its own errors.
+        try:
             return reader.restore(path / str(step) / "default", like)
+        except Exception as error:  # Each storage driver raises its own errors.
+            warnings.warn(f"{path / str(step)} cannot be read ({error!r:.200}).", stacklevel=2)
     found = f"its checkpoints {steps} cannot be read" if steps else "it holds no checkpoint"
-    raise RunError(f"{path}: {found}.")
+    other = "best" if which == "newest" else "newest"
+    raise RunError(f"{path}: {found}. Try the checkpoint {other}, or finish the run with --resume.")
 
 
 @jax.jit
