@@ -41,11 +41,15 @@ def place(dataset: Dataset, mesh: Mesh | None = None) -> Images:
 def pixel_statistics(images: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Returns the mean and the standard deviation of each channel.
 
+    The standard deviation of a channel whose pixels are all equal is given as 1.
+
     Args:
       images: `[n, height, width, channels]` uint8.
     """
-    pixels = jnp.asarray(images).astype(jnp.float32) / 255
-    return pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    images, axes = jnp.asarray(images), (0, 1, 2)
+    pixels = images.astype(jnp.float32) / 255
+    varies = images.min(axes) < images.max(axes)
+    return pixels.mean(axes), jnp.where(varies, pixels.std(axes), 1)
 
 
 def spread(batch: Any) -> Any:

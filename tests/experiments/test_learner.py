@@ -33,3 +33,13 @@ def test_on_a_cpu_no_convolution_is_in_a_loop():
     program = jax.make_jaxpr(partial(train, learner), static_argnums=2)(state, data, 2)
     assert "conv_general_dilated" in str(program)
     assert not [loop for loop in loops(program) if "conv_general_dilated" in loop]
+
+
+def test_a_channel_whose_pixels_are_all_equal_becomes_zero():
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 4), np.uint8)
+    images[..., 3] = 255
+    labels = np.zeros(64, np.int32)
+    data = place(Dataset(images, labels, images, labels, ("0", "1"), "opaque images"))
+    x = Learner(PRESETS["digits"], 2, 64).normalize(data, images)
+    np.testing.assert_allclose(x[..., 3], 0, atol=1e-6)
+    np.testing.assert_allclose(np.std(x[..., :3]), 1, rtol=1e-5)

@@ -478,10 +478,10 @@ def test_an_exported_network_needs_only_jax(whole, tmp_path):
 METHODS = tuple(section_variants()["norm"][1])
 
 
-@pytest.mark.parametrize("precision", slow_but_for(["float32"], ["float32", "float64"]))
-@pytest.mark.parametrize("method", slow_but_for(["inplace"], METHODS))
-def test_every_norm_trains_evaluates_and_is_exported(method, precision, tmp_path):
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("kind", slow_but_for(["inplace"], [*METHODS, "batch in float64"]))
+def test_every_norm_trains_evaluates_and_is_exported(kind, tmp_path):
+    folder, method = tmp_path / "run", kind.partition(" ")[0]
+    precision = "float64" if "float64" in kind else "float32"
     summary = run(folder, "--norm.method", method, "--precision", precision, of=BRIEF)
     assert summary["steps"] == len(losses(folder)) == 2
     assert evaluate.main([str(folder), "--output", str(tmp_path / "results.json")]) == 0
