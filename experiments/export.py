@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes a trained network as a file that JAX alone can run.
+    """Writes a trained network as a file that needs only JAX and flatbuffers.
 
     The norms are folded into the convolutions where that is possible.
     """
@@ -63,7 +63,7 @@ def carry_out(arguments: Arguments) -> None:
     with written(arguments.file) as partial:
         partial.write_bytes(exported.serialize())
     print(
-        f"Wrote {arguments.file}. Run it without this project:\n"
+        f"Wrote {arguments.file}. Run it with JAX and flatbuffers alone:\n"
         "  import jax, jax.export\n"
         f"  network = jax.export.deserialize(open({str(arguments.file)!r}, 'rb').read())\n"
         f"  logits = network.call(images)  # uint8 [n, {str(trained.image_shape)[1:-1]}]\n"

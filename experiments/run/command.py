@@ -107,7 +107,7 @@ def _default(preset: str | None, flags: Sequence[str]) -> Run:
 def _value(flags: Sequence[str], name: str) -> str | None:
     """Returns the value of a flag, or None."""
     forms = {f"--{name}", f"--{name.replace('_', '-')}"}
-    for flag, following in zip(flags, [*flags[1:], None], strict=True):
+    for flag, following in zip(flags, [*flags[1:], None], strict=False):
         key, _, value = flag.partition("=")
         if key in forms:
             return value or following

@@ -18,6 +18,7 @@ from PIL import Image
 
 import experiments
 from experiments import evaluate, export, predict, train
+from experiments.configs import PRESETS
 from experiments.data import load
 from experiments.evaluation import evaluate as evaluated
 from experiments.placement import place
@@ -292,6 +293,10 @@ def test_lookahead_with_few_steps_reports_the_trained_network(tmp_path):
     fast = evaluated(trained.learner, trained.state._replace(slow=None), data)
     assert summary["loss"] == pytest.approx(float(fast["loss"]), rel=1e-5)
     assert summary["accuracy"] == pytest.approx(float(fast["accuracy"]))
+
+
+def test_without_arguments_the_preset_is_digits():
+    assert parse([]).config == PRESETS["digits"]
 
 
 def test_a_configuration_in_a_file_is_used(whole):
