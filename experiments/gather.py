@@ -14,7 +14,7 @@ from experiments.configs import PRESETS
 from experiments.run.atomic import write_text
 from experiments.run.errors import exit_code
 from experiments.run.folder import RunFolder
-from experiments.run.settings import flat, from_dict, section_variants
+from experiments.run.settings import as_flag, changed, flat, from_dict, section_variants
 from experiments.tables import spread, table
 
 _OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
@@ -103,29 +103,13 @@ def command(stored: dict[str, Any], shown: Iterable[str] = ()) -> str:
     preset = dataclasses.replace(PRESETS[config.name], seed=config.seed)
     default = flat(preset)
     for section, (tag, _) in section_variants().items():
-        kind = type(getattr(config, section))
-        if not isinstance(getattr(preset, section), kind):
-            other = flat(dataclasses.replace(preset, **{section: kind()}))
-            default = other | {f"{section}.{tag}": default[f"{section}.{tag}"]}
+        chosen = {section: {tag: getattr(getattr(config, section), tag)}}
+        default = flat(changed(preset, chosen)) | default
     values = flat(config).items()
     flags = [
-        _flag(name, value) for name, value in values if name in shown or value != default[name]
+        as_flag(name, value) for name, value in values if name in shown or value != default[name]
     ]
     return " ".join([config.name, *flags])
-
-
-def _flag(name: str, value: Any) -> str:
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        section, _, setting = name.rpartition(".")
-        return f"--{name}" if value else f"--{section}.no-{setting}".replace("--.", "--")
-    return f"--{name} {_words(value)}"
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return " ".join(map(_words, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

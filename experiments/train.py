@@ -35,9 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command():
         run = parse(sys.argv[1:] if arguments is None else arguments)
         with connected_processes(run):
-            summaries = [carry_out(part, lambda: store_parts(run)) for part in parts(run)]
+            made = parts(run)
+            summaries = [carry_out(part, lambda: store_parts(run)) for part in made]
             if jax.process_index() == 0:
-                print(result(run, summaries))
+                print(result(run, made, summaries))
 
     return exit_code(command)
 
@@ -57,8 +58,8 @@ def carry_out(run: Run, begin: Callable[[], None] = lambda: None) -> dict[str, A
     with started(run) as session:
         begin()
         state = fit(session)
-        if not session.journal.is_tested(state):
-            test(session, state)
+        if state is session.state and not session.journal.is_tested(state):
+            test(session, state)  # The run that is resumed ended before this.
         return session.finish()
 
 

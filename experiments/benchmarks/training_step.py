@@ -21,7 +21,7 @@ from experiments.learner import Learner, train
 from experiments.placement import Images
 from experiments.run.environment import versions
 from experiments.run.folder import RunFolder
-from experiments.run.trained import state_shapes
+from experiments.run.trained import state_shapes, with_sharding
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
 PRESET = "cifar10"
@@ -77,7 +77,7 @@ def measure(
     pixels: Any = jax.ShapeDtypeStruct(shape[-1:], jnp.float32, sharding=everywhere)
     data = Images(*images, mean=pixels, std=pixels)
     learner = Learner(config, num_classes=10, num_images=train_size)
-    state = state_shapes(learner, shape, everywhere)
+    state = with_sharding(state_shapes(learner, shape), everywhere)
     with jax.set_mesh(mesh):
         step = jax.jit(train, static_argnums=(0, 3), donate_argnums=1)
         program = program_cost.read(step.lower(learner, state, data, 1).compile())

@@ -14,7 +14,7 @@ _AT_LEAST = {
     **dict.fromkeys(("norm.group_size", "norm.channels_per_group", "norm.r_max"), 1),
     **dict.fromkeys(("norm.d_max", "norm.widening_steps", "model.whiten_epochs"), 0),
     **dict.fromkeys(("augment.shift", "optimizer.weight_decay", "seed"), 0),
-    **dict.fromkeys(("chunk", "devices", "processes", "process", "seeds"), 1),
+    **dict.fromkeys(("chunk", "devices", "processes", "seeds"), 1),
     "process": 0,
 }
 """The smallest values of settings."""

@@ -12,7 +12,7 @@ from experiments.run.checks import check
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
-from experiments.run.settings import flat, section_variants
+from experiments.run.settings import as_flag, changed, flat, section_variants
 from experiments.run.stored import config_in, stored_run
 
 
@@ -61,10 +61,9 @@ def with_setting(config: Config, name: str, value: str) -> Config:
     old = settings[name.replace("-", "_")]
     flags = [f"--{name}", *(value.split() if isinstance(old, tuple) else [value])]
     if isinstance(old, bool):
-        section, _, setting = name.rpartition(".")
-        flags = [f"--{section}.{'' if value == 'True' else 'no-'}{setting}".replace("--.", "--")]
         if value not in ("True", "False"):
             raise RunError("its values are True and False.")
+        flags = [as_flag(name, value == "True")]
     run = _cli(Run(start), flags)
     check(run)
     return _with_absolute_data(run.config)
@@ -128,7 +127,7 @@ def _with_variants(config: Config, flags: Sequence[str]) -> Config:
                 f"--{section}.{tag} {chosen}: there is none; choose one of: {', '.join(options)}."
             )
         if chosen != current:
-            config = dataclasses.replace(config, **{section: options[chosen]()})
+            config = changed(config, {section: {tag: chosen}})
         fields = {
             name: {field.name for field in dataclasses.fields(option)}
             for name, option in options.items()

@@ -17,7 +17,7 @@ from experiments.run.folder import WRITER, RunFolder
 from experiments.run.processes import make_mesh
 from experiments.run.settings import differences, to_dict
 from experiments.run.stored import PARTS, stored_config
-from experiments.run.trained import Trained, differing, state_shapes
+from experiments.run.trained import Trained, differing, state_shapes, with_sharding
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ class Plan:
         dataset = load(run.config.data, run.data_dir, run.data_variant)
         learner = Learner(run.config, len(dataset.classes), len(dataset.train_labels))
         _check_sizes(learner, dataset.train_images.shape[1:])
-        _check_network(learner, dataset.train_images.shape[1:])
-        _check_batches(learner, dataset.train_images.shape[1:])
+        state = _checked_network(learner, dataset.train_images.shape[1:])
+        _check_batches(learner, state, dataset.train_images.shape[1:])
         _check_same_images(run, dataset)
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        shapes = state_shapes(learner, dataset.train_images.shape[1:], everywhere)
+        shapes = with_sharding(state, NamedSharding(mesh, PartitionSpec()))
         if run.init_from is not None and run.resume is None:
             differing(shapes, Trained.open(run.init_from))
         return cls(run, mesh, dataset, learner, shapes)
@@ -130,28 +129,27 @@ def _check_sizes(learner: Learner, shape: Sequence[int]) -> None:
         )
 
 
-def _check_network(learner: Learner, shape: Sequence[int]) -> None:
+def _checked_network(learner: Learner, shape: Sequence[int]) -> TrainState:
+    """Returns the shapes of the learner's state, if its network can take the images."""
     try:
         state = state_shapes(learner, shape)
-        empty = any(
-            leaf.size == 0 for leaf in jax.tree.leaves((state, _outputs(learner, state, shape)))
-        )
-        reason = "a layer would have no inputs" if empty else ""
+        leaves = jax.tree.leaves((state, _outputs(learner, state, shape)))
+        if all(leaf.size for leaf in leaves):
+            return state
+        reason = "a layer would have no inputs"
     except ZeroDivisionError:
         reason = "a layer would have no inputs"
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-    if reason:
-        name = learner.config.model.name
-        raise RunError(
-            f"--model.name {name} cannot take images of shape {tuple(shape)}: {reason}. Choose "
-            "another network, or change the images with --data.resize or --data.shrink."
-        )
+    raise RunError(
+        f"--model.name {learner.config.model.name} cannot take images of shape {tuple(shape)}: "
+        f"{reason}. Choose another network, or change the images with --data.resize or "
+        "--data.shrink."
+    )
 
 
-def _check_batches(learner: Learner, shape: Sequence[int]) -> None:
+def _check_batches(learner: Learner, state: TrainState, shape: Sequence[int]) -> None:
     """Checks that norms can normalize a training batch and a test batch."""
-    state = state_shapes(learner, shape)
     for flag in ("batch_size", "eval_batch_size"):
         size = getattr(learner.config, flag)
         images = jax.ShapeDtypeStruct((size, *shape), learner.dtype)

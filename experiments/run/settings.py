@@ -193,3 +193,18 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             lines.append(f"{prefix}{key}: {a} -> {b}")
     return lines
+
+
+def as_flag(name: str, value: Any) -> str:
+    """Returns the flag that gives a setting this value, with numbers rounded to six digits."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        section, _, setting = name.rpartition(".")
+        return f"--{name}" if value else f"--{section}.no-{setting}".replace("--.", "--")
+    return f"--{name} {_words(value)}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(_words, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -63,12 +63,18 @@ def store_parts(run: Run) -> None:
         write_parts(run)
 
 
-def result(run: Run, summaries: Sequence[dict[str, Any]]) -> str:
-    """Returns what the command found out: an accuracy, or a table, which it also writes."""
+def result(run: Run, made: Sequence[Run], summaries: Sequence[dict[str, Any]]) -> str:
+    """Returns what the command found out: an accuracy, or a table, which it also writes.
+
+    Args:
+      run: the run of the command.
+      made: its parts.
+      summaries: the summary of each part.
+    """
     if len(summaries) == 1:
         accuracy, folder = summaries[0]["accuracy"], summaries[0]["folder"]
         return f"The test accuracy is {accuracy:.2%}. The report is {folder}/report.html."
-    runs = [gather(RunFolder(part.folder)) for part in parts(run)]
+    runs = [gather(RunFolder(part.folder)) for part in made]
     table = markdown(runs, shown=run.sweep[:1])
     path = run.folder / "results.md"
     write_text(path, f"{table}\n")

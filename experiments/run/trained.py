@@ -78,7 +78,8 @@ class Trained:
         data = RunFolder(path).read("data.json", "train_images", "classes", "mean", "std")
         (num_images, *image_shape), classes = data["train_images"], tuple(data["classes"])
         learner = Learner(config, len(classes), num_images)
-        like = state_shapes(learner, image_shape, SingleDeviceSharding(jax.local_devices()[0]))
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        like = with_sharding(state_shapes(learner, image_shape), device)
         state = load_checkpoint(path, like, checkpoint)
         params, batch_stats = final(state)
         pixels = {name: jnp.asarray(data[name]) for name in ("mean", "std")}
@@ -89,12 +90,6 @@ class Trained:
     def step(self) -> int:
         """Number of training steps."""
         return int(self.state.step)
-
-    @property
-    def final(self) -> TrainState:
-        """The state whose parameters and statistics are those for inference."""
-        params, batch_stats = final(self.state)
-        return self.state._replace(params=params, batch_stats=batch_stats)
 
     @property
     def pixels(self) -> Images:
@@ -117,15 +112,19 @@ class Trained:
         return self.learner.apply(variables["params"], variables["batch_stats"], x, False)[0]
 
 
-def state_shapes(
-    learner: Learner, image_shape: Sequence[int], sharding: Sharding | None = None
-) -> TrainState:
+def with_sharding(shapes: TrainState, sharding: Sharding) -> TrainState:
+    """Returns shapes and dtypes whose arrays all have this sharding."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def state_shapes(learner: Learner, image_shape: Sequence[int]) -> TrainState:
     """Returns the shapes and dtypes of a learner's state, as `jax.ShapeDtypeStruct`.
 
     Args:
       learner: the learner.
       image_shape: height, width and channels of its images.
-      sharding: sharding of all leaves.
     """
 
     def struct(*shape, dtype: Any = jnp.float32) -> Any:
@@ -135,10 +134,7 @@ def state_shapes(
     labels = struct(learner.num_images, dtype=jnp.int32)
     pixels = struct(image_shape[-1])
     data = Images(images, labels, images, labels, pixels, pixels)
-    state = jax.eval_shape(partial(init, learner), data, np.int32(0))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
-    )
+    return jax.eval_shape(partial(init, learner), data, np.int32(0))
 
 
 def _only(pixels: dict[str, Any]) -> Images:
@@ -152,17 +148,16 @@ def differing(state: TrainState, trained: Trained) -> list[str]:
     Raises:
       RunError: these are more than half.
     """
-    found = _arrays(trained.final)
+    arrays, found = _arrays(_network(state)), _arrays(trained.variables)
     missing = [
         jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in _arrays(state).items()
+        for path, leaf in arrays.items()
         if path not in found or found[path].shape != leaf.shape
     ]
-    count = len(_arrays(state))
-    if 2 * len(missing) > count:
+    if 2 * len(missing) > len(arrays):
         raise RunError(
-            f"--init-from: of the {count} arrays of this network, {len(missing)} are missing there "
-            "or have other shapes. Choose a run with this network and norm."
+            f"--init-from: of the {len(arrays)} arrays of this network, {len(missing)} are missing "
+            "there or have other shapes. Choose a run with this network and norm."
         )
     return missing
 
@@ -182,7 +177,7 @@ def taken_over(state: TrainState, trained: Trained, say: Callable[[str], None]) 
     """
     if missing := differing(state, trained):
         say(f"These keep their initial values, because their shapes differ: {', '.join(missing)}.")
-    found = _arrays(trained.final)
+    found = _arrays(trained.variables)
 
     def take(path, leaf):
         other = found.get(path)
@@ -195,8 +190,8 @@ def taken_over(state: TrainState, trained: Trained, say: Callable[[str], None]) 
     return state._replace(**new, slow=(slow["params"], slow["batch_stats"]) if has_slow else None)
 
 
-def _arrays(state: TrainState) -> dict[Any, Any]:
-    return dict(jax.tree.leaves_with_path(_network(state)))
+def _arrays(tree: Any) -> dict[Any, Any]:
+    return dict(jax.tree.leaves_with_path(tree))
 
 
 def _network(state: TrainState) -> dict[str, Any]:

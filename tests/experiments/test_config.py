@@ -8,7 +8,8 @@ import pytest
 import jbn
 from experiments.configs import PRESETS
 from experiments.norms import BatchNorm, NoNorm
-from experiments.run.settings import differences, from_dict, to_dict
+from experiments.run.command import parse
+from experiments.run.settings import differences, from_dict, section_variants, to_dict
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -41,3 +42,13 @@ def test_a_norm_is_what_its_configuration_says():
     params, _ = norm.init(3)
     assert params.scale is None
     assert isinstance(params, jbn.BatchNormParams)
+
+
+@pytest.mark.parametrize("method", section_variants()["norm"][1])
+def test_another_norm_keeps_the_settings_that_both_have(method):
+    old = PRESETS["cifar10"].norm
+    new = parse(["cifar10", "--norm.method", method, "--output", "run"]).config.norm
+    both = {field.name for field in dataclasses.fields(new)} & set(dataclasses.asdict(old))
+    assert new.method == method
+    for name in both - {"method"}:
+        assert getattr(new, name) == getattr(old, name)
