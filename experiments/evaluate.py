@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import tyro
 
-import jbn
 from experiments.data import Dataset, all_for_tests, load
 from experiments.evaluation import evaluate
 from experiments.placement import place
@@ -97,7 +96,7 @@ def _print(dataset: Dataset, trained: Trained, results: dict[str, Any]) -> None:
     rows = {"accuracy": f"{results['accuracy']:.2%}"}
     if config.views != "plain":
         rows["accuracy with single views"] = f"{results['accuracy_plain']:.2%}"
-    if isinstance(config.norm.make(), jbn.Norm):
+    if trained.state.batch_stats:
         mode = "accuracy in training mode (normalized by batches of test images)"
         rows[mode] = f"{results['accuracy_batch_statistics']:.2%}"
     rows["loss"] = f"{results['loss']:.4f}"

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import jbn
 from experiments.augment import shift
 from experiments.learner import Learner, TrainState, final
 from experiments.placement import Images, spread
@@ -63,7 +62,7 @@ def drift(learner: Learner, state: TrainState, data: Images) -> dict[str, dict[s
       empty for a network without running statistics.
     """
     config = learner.config
-    if not isinstance(config.norm.make(), jbn.Norm):
+    if not state.batch_stats:
         return {}
     # With decay 0 the new running statistics are the batch's own.
     norm: Any = dataclasses.replace(config.norm, decay=0.0)

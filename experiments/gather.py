@@ -1,4 +1,4 @@
-"""Gathers the results of training runs in one small JSON file, and prints a table of them.
+"""Adds the results of training runs to a small JSON file, and prints a table of all in it.
 
 Command: python -m experiments.gather FILE FOLDER...
 """
@@ -12,11 +12,12 @@ from typing import Any
 
 from experiments.configs import PRESETS
 from experiments.run.atomic import write_text
-from experiments.run.errors import exit_code
+from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
 from experiments.run.settings import as_flag, changed, flat, from_dict, section_variants
 from experiments.tables import spread, table
 
+_PARTS = {"config", "environment", "outcome"}
 _OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
 
 
@@ -31,15 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(file: Path, folders: Iterable[Path]) -> None:
-    """Writes the results of the runs in the folders into the file, and prints the table.
+    """Adds the results of the runs in the folders to the file, and prints the table of all.
+
+    A run that the file holds is not added again.
 
     Raises:
-      RunError: a folder holds no run.
+      RunError: a folder holds no run, or the file holds something else than results.
     """
-    runs = [gather(RunFolder(folder)) for folder in folders]
+    runs = _stored(file) if file.exists() else []
+    for run in map(gather, map(RunFolder, folders)):
+        if run not in runs:
+            runs.append(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(runs, indent=1) + "\n")
     print(markdown(runs))
+
+
+def _stored(file: Path) -> list[dict[str, Any]]:
+    try:
+        runs = json.loads(file.read_text())
+    except (OSError, ValueError):
+        runs = None
+    if isinstance(runs, list) and all(isinstance(r, dict) and r.keys() >= _PARTS for r in runs):
+        return runs
+    raise RunError(f"{file} holds no results of runs. Choose another file.")
 
 
 def gather(folder: RunFolder) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from experiments.run.errors import Interrupted, exit_code
 from experiments.run.flags import Run
 from experiments.run.processes import connected_processes
 from experiments.run.session import Session, started
-from experiments.run.several import parts, result, store_parts
+from experiments.run.several import finished, parts, result, store_parts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = parse(sys.argv[1:] if arguments is None else arguments)
         with connected_processes(run):
             made = parts(run)
-            summaries = [carry_out(part, lambda: store_parts(run)) for part in made]
+            summaries = [finished(p) or carry_out(p, lambda: store_parts(run)) for p in made]
             if jax.process_index() == 0:
                 print(result(run, made, summaries))
 
@@ -76,7 +76,7 @@ def fit(session: Session) -> TrainState:
             test(session, state)
         number = session.signals.agreed()
         if number and step < total:
-            journal.save(state)
+            session.checkpoints.save(state)
             raise Interrupted(number, session.run.resume_command)
     return state
 

@@ -85,7 +85,7 @@ class Journal:
             )
         record = {"kind": "test", "step": step, **results, "drift": drift}
         self._append([record | {name: round(value, 6) for name, value in seconds.items()}])
-        self.save(state, best=results["accuracy"] > self._best)
+        self._checkpoints.save(state, best=results["accuracy"] > self._best)
         self._best = max(self._best, results["accuracy"])
         epoch = step / self._learner.steps_per_epoch
         mode = f"  (in training mode {results['accuracy_batch_statistics']:.2%})" if drift else ""
@@ -93,10 +93,6 @@ class Journal:
             f"epoch {epoch:6.2f}  test loss {results['loss']:.4f}  accuracy "
             f"{results['accuracy']:.2%}{mode}"
         )
-
-    def save(self, state: TrainState, best: bool = False) -> None:
-        """Saves a checkpoint."""
-        self._checkpoints.save(state, best)
 
     def is_tested(self, state: TrainState) -> bool:
         """Returns whether the results of the state are written down."""

@@ -28,6 +28,7 @@ class Plan:
       run: the run.
       mesh: its devices.
       dataset: its images.
+      fingerprint: hash of the images.
       learner: its learner.
       shapes: shapes, dtypes and shardings of the learner's state.
     """
@@ -35,6 +36,7 @@ class Plan:
     run: Run
     mesh: Mesh
     dataset: Dataset
+    fingerprint: str
     learner: Learner
     shapes: TrainState
 
@@ -53,11 +55,12 @@ class Plan:
         _check_sizes(learner, dataset.train_images.shape[1:])
         state = _checked_network(learner, dataset.train_images.shape[1:])
         _check_batches(learner, state, dataset.train_images.shape[1:])
-        _check_same_images(run, dataset)
+        images = fingerprint(dataset)
+        _check_same_images(run, images)
         shapes = with_sharding(state, NamedSharding(mesh, PartitionSpec()))
         if run.init_from is not None and run.resume is None:
             differing(shapes, Trained.open(run.init_from))
-        return cls(run, mesh, dataset, learner, shapes)
+        return cls(run, mesh, dataset, images, learner, shapes)
 
     @property
     def num_params(self) -> int:
@@ -172,11 +175,11 @@ def _outputs(learner: Learner, state: TrainState, shape: Sequence[int]) -> Any:
     return jax.eval_shape(apply, variables, image)
 
 
-def _check_same_images(run: Run, dataset: Dataset) -> None:
+def _check_same_images(run: Run, images: str) -> None:
     path = run.folder / "data.json"
     if run.resume and path.exists():
         stored = RunFolder(run.folder).read("data.json", "fingerprint", "variant")
-        if stored["fingerprint"] != fingerprint(dataset):
+        if stored["fingerprint"] != images:
             raise RunError(
                 f"The images are not those of the run in {run.folder}, which used "
                 f"{stored['variant']}. Give its data with --data-dir, or start a new run."

@@ -18,6 +18,9 @@ from experiments.run.report_text import command, report_text, title
 
 Records = Sequence[dict[str, Any]]
 
+LAST = "test.csv"
+"""The file that is written last."""
+
 
 def write_report(folder: RunFolder) -> None:
     """Writes `report.md`, `report.html`, the plots and the metrics as CSV into the folder.
@@ -36,7 +39,12 @@ def write_report(folder: RunFolder) -> None:
     write_text(folder.path / "report.html", page(title(config, summary), text, folder.path))
     epochs = [{"epoch": r["step"] / summary["steps_per_epoch"]} | r for r in test]
     write_csv(folder.path / "train.csv", csv_files.TRAIN, train)
-    write_csv(folder.path / "test.csv", csv_files.TEST, epochs)
+    write_csv(folder.path / LAST, csv_files.TEST, epochs)
+
+
+def is_reported(folder: Path) -> bool:
+    """Returns whether the report of a run is complete."""
+    return (folder / LAST).exists()
 
 
 def _results(folder: RunFolder) -> tuple[Mapping[str, Any], Records, Records]:

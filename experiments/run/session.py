@@ -12,7 +12,6 @@ import pooch
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments.data import fingerprint
 from experiments.learner import Learner, TrainState, init
 from experiments.placement import Images, place
 from experiments.run.checkpoints import Checkpoints
@@ -41,6 +40,7 @@ class Session:
       state: the state from which it goes on.
       folder: its folder. Only that of process 0 writes.
       compiled: calls functions of the learner.
+      checkpoints: its checkpoints.
       journal: writes down what the run finds out.
       signals: signals that end the run early.
     """
@@ -51,6 +51,7 @@ class Session:
     state: TrainState
     folder: RunFolder
     compiled: Compiled
+    checkpoints: Checkpoints
     journal: Journal
     signals: Signals
 
@@ -113,9 +114,11 @@ def started(run: Run) -> Iterator[Session]:
             going_on = f"The run continues from step {first_step} of {plan.learner.total_steps}."
             say("The run is complete. Its report is written again." if ended else going_on)
         journal = enter(Journal(folder, plan.learner, checkpoints, display, first_step))
-        journal.save(state)  # It may be saved as the best one only.
+        checkpoints.save(state)  # It may be saved as the best one only.
         enter(display)
-        yield Session(run, plan.learner, data, state, folder, compiled, journal, signals)
+        yield Session(
+            run, plan.learner, data, state, folder, compiled, checkpoints, journal, signals
+        )
 
 
 def _write_settings(plan: Plan, folder: RunFolder, data: Images) -> None:
@@ -127,7 +130,7 @@ def _write_settings(plan: Plan, folder: RunFolder, data: Images) -> None:
         "data.json",
         {
             "variant": dataset.variant,
-            "fingerprint": fingerprint(dataset),
+            "fingerprint": plan.fingerprint,
             "classes": dataset.classes,
             "train_images": dataset.train_images.shape,
             "test_images": dataset.test_images.shape,

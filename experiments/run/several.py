@@ -13,6 +13,8 @@ from experiments.run.command import with_setting
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
 from experiments.run.folder import RunFolder
+from experiments.run.plan import check_folder
+from experiments.run.report import is_reported
 from experiments.run.stored import write_parts
 
 
@@ -55,6 +57,21 @@ def _swept(run: Run, name: str, value: str) -> Config:
         return with_setting(run.config, name, value)
     except RunError as error:
         raise RunError(f"--sweep {name} {value}: {error}") from error
+
+
+def finished(part: Run) -> dict[str, Any] | None:
+    """Returns the summary of a part that ended, or None if the part must still be carried out.
+
+    Raises:
+      RunError: the part's folder holds a run with another configuration.
+    """
+    if part.whole is None or part.resume is None or not is_reported(part.folder):
+        return None
+    check_folder(part)
+    try:
+        return RunFolder(part.folder).read("summary.json")
+    except RunError:
+        return None  # It is damaged, and carrying out the part writes it again.
 
 
 def store_parts(run: Run) -> None:

@@ -53,6 +53,23 @@ def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
     assert stored[1]["config"]["seed"] == 1
 
 
+def test_runs_are_added_once_to_those_in_the_file(tmp_path):
+    file, a, b = tmp_path / "results.json", tmp_path / "a", tmp_path / "b"
+    folders = [finished(a, 0, 0.90), finished(b, 1, 0.92)]
+    assert gather.main([str(file), folders[0]]) == 0
+    assert gather.main([str(file), *folders]) == 0
+    assert json.loads(file.read_text()) == [gather.gather(RunFolder(f)) for f in (a, b)]
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "{}", "[3]", '[{"config": {}}]'])
+def test_a_file_with_something_else_is_kept(tmp_path, capsys, content):
+    file = tmp_path / "results.json"
+    file.write_text(content)
+    assert gather.main([str(file), finished(tmp_path / "a", 0, 0.9)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file} holds no results")
+    assert file.read_text() == content
+
+
 def test_without_folders_it_says_how_it_is_used(capsys):
     assert gather.main([]) == 2
     assert "FOLDER" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from experiments.run.checkpoints import Checkpoints
 from experiments.run.command import parse
 from experiments.run.errors import Interrupted, RunError
 from experiments.run.folder import RunFolder
-from experiments.run.report import write_report
+from experiments.run.report import LAST, write_report
 from experiments.run.session import started
 from experiments.run.settings import section_variants
 from experiments.run.several import parts, store_parts
@@ -96,8 +96,8 @@ def copy(whole, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_report(whole, monkeypatch):
-    """Leaves out all reports but that of `whole`, because their plots take a second."""
-    monkeypatch.setattr(session, "write_report", lambda folder: None)
+    """Writes only the last file of all reports but that of `whole`; plots take a second."""
+    monkeypatch.setattr(session, "write_report", lambda folder: (folder.path / LAST).touch())
 
 
 def test_a_run_writes_its_folder(whole):
@@ -323,12 +323,24 @@ def test_seeds_and_a_sweep_make_a_run_each_and_a_table_and_are_resumed(tmp_path,
     assert table.count("| 2 |") == 2
     assert table.strip() in capsys.readouterr().out
     before = {name: records(folder / name) for name in names}
-    shutil.rmtree(folder / names[3])
-    (folder / names[2] / "summary.json").unlink()
+    whole, ended, begun, missing = (folder / name for name in names)
+    shutil.rmtree(missing)
+    (begun / LAST).unlink()
+    (ended / "summary.json").write_text("{")
+    untouched = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     (folder / "results.md").unlink()
     assert train.main(["--resume", str(folder), "--devices", "1"]) == 0
     assert {name: records(folder / name) for name in names} == before
-    assert (folder / "results.md").exists()
+    assert (folder / "results.md").read_text() == table
+    assert (begun / LAST).exists()
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == untouched
+
+
+def test_a_finished_part_with_other_settings_is_not_taken_for_this_one(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "seed-0")
+    flags = [*SMALL, "--norm.decay", "0.5", "--seeds", "2", "--output", str(tmp_path)]
+    assert train.main(flags) == 2
+    assert "another configuration" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_the_network_of_another_run(whole, tmp_path):

@@ -9,8 +9,8 @@ from experiments.data import Dataset
 from experiments.studies.tools.records import Records, Setting
 
 Scale = Literal["smoke", "digits", "cifar10", "full"]
-"""Size of a study. All studies together take a minute with "smoke". The others use scikit-learn's
-digits or a subset of CIFAR-10, for two CPU cores, or all of CIFAR-10, for a GPU."""
+"""Size of a study. All studies together take two minutes with "smoke". The others use
+scikit-learn's digits or a subset of CIFAR-10, for two CPU cores, or all of CIFAR-10, for a GPU."""
 
 
 class Study(NamedTuple):
