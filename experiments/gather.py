@@ -3,22 +3,18 @@
 Command: python -m experiments.gather FILE FOLDER...
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.configs import PRESETS
 from experiments.run.atomic import write_text
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
-from experiments.run.settings import as_flag, changed, flat, from_dict, section_variants
-from experiments.tables import spread, table
+from experiments.run.results import markdown, read_result
 
 _PARTS = {"config", "environment", "outcome"}
-_OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +36,7 @@ def write(file: Path, folders: Iterable[Path]) -> None:
       RunError: a folder holds no run, or the file holds something else than results.
     """
     runs = _stored(file) if file.exists() else []
-    for run in map(gather, map(RunFolder, folders)):
+    for run in map(read_result, map(RunFolder, folders)):
         if run not in runs:
             runs.append(run)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -56,76 +52,6 @@ def _stored(file: Path) -> list[dict[str, Any]]:
     if isinstance(runs, list) and all(isinstance(r, dict) and r.keys() >= _PARTS for r in runs):
         return runs
     raise RunError(f"{file} holds no results of runs. Choose another file.")
-
-
-def gather(folder: RunFolder) -> dict[str, Any]:
-    """Returns the configuration, the environment and the outcome of a run.
-
-    The outcome of a run that ended early is its last step.
-
-    Raises:
-      RunError: the folder holds no run.
-    """
-    environment = folder.read("environment.json")
-    del environment["command"]  # It names local folders. Its flags are in the configuration.
-    if (folder.path / "summary.json").exists():
-        summary = folder.read("summary.json")
-        outcome = {name: summary[name] for name in _OUTCOME}
-    else:
-        steps = [record["step"] for record in folder.records("train")]
-        outcome = {"last_step": max(steps, default=0)}
-    return {"config": folder.read("config.json"), "environment": environment, "outcome": outcome}
-
-
-def markdown(runs: Iterable[dict[str, Any]], shown: Iterable[str] = ()) -> str:
-    """Returns a Markdown table with a row for each configuration: means and spreads over seeds.
-
-    Args:
-      runs: the runs.
-      shown: settings that each row shows, even if their values are the preset's.
-    """
-    shown = [name.replace("-", "_") for name in shown]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(command(run["config"], shown), []).append(run["outcome"])
-    rows = []
-    for name, outcomes in groups.items():
-        ended = [outcome["last_step"] for outcome in outcomes if "last_step" in outcome]
-        done = [outcome for outcome in outcomes if "last_step" not in outcome]
-        results = [f"{spread([o['accuracy'] for o in done]):.2%}"] if done else []
-        seconds = f"{spread([o['seconds']['training'] for o in done]):.0f}" if done else ""
-        if ended:
-            results.append(f"{len(ended)} of {len(outcomes)} ended early, after {_steps(ended)}")
-        rows.append([f"`{name}`", str(len(outcomes)), "; ".join(results), seconds])
-    return table(["run", "seeds", "test accuracy", "training time, s"], rows)
-
-
-def _steps(steps: list[int]) -> str:
-    *first, last = map(str, steps)
-    return f"steps {', '.join(first)} and {last}" if first else f"step {last}"
-
-
-def command(stored: dict[str, Any], shown: Iterable[str] = ()) -> str:
-    """Returns the preset of a stored configuration, and its flags without the seed.
-
-    The flags are those in which the run differs from today's preset. So a setting that the preset
-    has changed since is a flag, too. Numbers are rounded to six digits.
-
-    Args:
-      stored: the configuration as a dictionary.
-      shown: settings that are shown in any case.
-    """
-    config = from_dict(stored)
-    preset = dataclasses.replace(PRESETS[config.name], seed=config.seed)
-    default = flat(preset)
-    for section, (tag, _) in section_variants().items():
-        chosen = {section: {tag: getattr(getattr(config, section), tag)}}
-        default = flat(changed(preset, chosen)) | default
-    values = flat(config).items()
-    flags = [
-        as_flag(name, value) for name, value in values if name in shown or value != default[name]
-    ]
-    return " ".join([config.name, *flags])
 
 
 if __name__ == "__main__":

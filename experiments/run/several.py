@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from experiments.config import Config
-from experiments.gather import gather, markdown
 from experiments.run.atomic import write_text
 from experiments.run.command import with_setting
 from experiments.run.errors import RunError
@@ -15,6 +14,7 @@ from experiments.run.flags import Run
 from experiments.run.folder import RunFolder
 from experiments.run.plan import check_folder
 from experiments.run.report import is_reported
+from experiments.run.results import markdown, read_result
 from experiments.run.stored import write_parts
 
 
@@ -91,7 +91,7 @@ def result(run: Run, made: Sequence[Run], summaries: Sequence[dict[str, Any]]) -
     if len(summaries) == 1:
         accuracy, folder = summaries[0]["accuracy"], summaries[0]["folder"]
         return f"The test accuracy is {accuracy:.2%}. The report is {folder}/report.html."
-    runs = [gather(RunFolder(part.folder)) for part in made]
+    runs = [read_result(RunFolder(part.folder)) for part in made]
     table = markdown(runs, shown=run.sweep[:1])
     path = run.folder / "results.md"
     write_text(path, f"{table}\n")

@@ -12,6 +12,7 @@ from experiments.configs import PRESETS
 from experiments.models import ResNet20
 from experiments.norms import BatchRenorm
 from experiments.run.folder import RunFolder
+from experiments.run.results import markdown, read_result
 from experiments.run.settings import to_dict
 from experiments.studies.tools.study_folder import folder_of
 
@@ -42,8 +43,8 @@ def test_runs_of_one_configuration_share_a_row(tmp_path, capsys):
     file = tmp_path / "results" / "digits.json"
     assert gather.main([str(file), *folders]) == 0
     stored = json.loads(file.read_text())
-    assert capsys.readouterr().out == gather.markdown(stored) + "\n"
-    assert gather.markdown(stored).splitlines()[2:] == [
+    assert capsys.readouterr().out == markdown(stored) + "\n"
+    assert markdown(stored).splitlines()[2:] == [
         "| `digits` | 2 | 91.00% ± 1.41% | 15 ± 7 |",
         "| `digits --epochs 3` | 1 | 1 of 1 ended early, after step 3 |  |",
         "| `digits --model.name resnet20 --norm.no-scale --norm.method renorm --epochs 3` | 1"
@@ -58,7 +59,7 @@ def test_runs_are_added_once_to_those_in_the_file(tmp_path):
     folders = [finished(a, 0, 0.90), finished(b, 1, 0.92)]
     assert gather.main([str(file), folders[0]]) == 0
     assert gather.main([str(file), *folders]) == 0
-    assert json.loads(file.read_text()) == [gather.gather(RunFolder(f)) for f in (a, b)]
+    assert json.loads(file.read_text()) == [read_result(RunFolder(f)) for f in (a, b)]
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", "{}", "[3]", '[{"config": {}}]'])
@@ -85,7 +86,7 @@ def test_an_empty_folder_is_a_one_line_error(tmp_path, capsys):
     "file", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda f: f.stem
 )
 def test_the_tables_are_those_of_the_stored_runs(file):
-    assert gather.markdown(json.loads(file.read_text())) in (EXPERIMENTS / "README.md").read_text()
+    assert markdown(json.loads(file.read_text())) in (EXPERIMENTS / "README.md").read_text()
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
