@@ -27,7 +27,8 @@ def load(
       experiments.run.errors.RunError: the folder holds no run, or no checkpoint that can be read.
     """
     # The commands of this package should not wait for what only this function needs.
-    from experiments.run.trained import Trained, check_dtypes
+    from experiments.run.arithmetic import check_dtypes
+    from experiments.run.trained import Trained
 
     check_dtypes(Path(run))
     trained = Trained.open(Path(run), checkpoint)

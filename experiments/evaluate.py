@@ -14,11 +14,12 @@ import tyro
 from experiments.data import Dataset, all_for_tests, load
 from experiments.evaluation import evaluate
 from experiments.placement import place
+from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
 from experiments.run.stored import stored_run
-from experiments.run.trained import Trained, with_dtypes_of_run
+from experiments.run.trained import Trained
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import numpy as np
 import tyro
 
 import jbn.linen
+from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.atomic import written
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
-from experiments.run.trained import Trained, with_dtypes_of_run
+from experiments.run.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

@@ -5,43 +5,70 @@ Command: python -m experiments.gather FILE FOLDER...
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
+
+from experiments.config import Config
 from experiments.run.atomic import write_text
+from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
 from experiments.run.results import markdown, read_result
+from experiments.run.settings import from_dict
 
 _PARTS = {"config", "environment", "outcome"}
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Adds the results of training runs to a small JSON file, and prints a table of all in it."""
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """JSON file of the results, which is created if it is missing."""
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...")]
+    """Folders of the runs."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) < 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    file, *folders = map(Path, arguments)
-    return exit_code(lambda: write(file, folders))
+    return exit_code(lambda: carry_out(cli(Arguments, "gather", arguments)))
 
 
-def write(file: Path, folders: Iterable[Path]) -> None:
-    """Adds the results of the runs in the folders to the file, and prints the table of all.
+def carry_out(arguments: Arguments) -> None:
+    """Adds the results, and prints the table.
 
     A run that the file holds is not added again.
 
     Raises:
-      RunError: a folder holds no run, or the file holds something else than results.
+      RunError: a folder holds no run, the file holds something else than results, or it holds
+        another run of the same settings and seed.
     """
+    file = arguments.file
+    if not arguments.folders:
+        raise RunError("Name at least one folder: python -m experiments.gather FILE FOLDER...")
     runs = _stored(file) if file.exists() else []
-    for run in map(read_result, map(RunFolder, folders)):
-        if run not in runs:
-            runs.append(run)
+    for folder in arguments.folders:
+        run = read_result(RunFolder(folder))
+        if run in runs:
+            continue
+        if _identity(run) in map(_identity, runs):
+            raise RunError(
+                f"{file} holds another run with the settings and the seed of {folder}. Choose "
+                "another file, or another run."
+            )
+        runs.append(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(runs, indent=1) + "\n")
     print(markdown(runs))
+
+
+def _identity(run: dict[str, Any]) -> tuple[Config, int]:
+    config = from_dict(run["config"])
+    return config, config.seed
 
 
 def _stored(file: Path) -> list[dict[str, Any]]:

@@ -11,9 +11,10 @@ import numpy as np
 import tyro
 
 from experiments.data.image_files import read_one
+from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
-from experiments.run.trained import Trained, with_dtypes_of_run
+from experiments.run.trained import Trained
 
 
 @dataclass(frozen=True)

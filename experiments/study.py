@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -38,8 +39,10 @@ RESULTS = Path(__file__).parent / "studies" / "results"
 class Arguments:
     """Measures claims about batch norm. Finished runs are kept, and only missing runs are made."""
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Studies to run."""
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="NAME...", help=f"Studies to run: {', '.join(STUDIES)}."),
+    ] = ()
     all: bool = False
     """Run all studies."""
     report: bool = False

@@ -26,7 +26,7 @@ from experiments.run.errors import Interrupted, exit_code
 from experiments.run.flags import Run
 from experiments.run.processes import connected_processes
 from experiments.run.session import Session, started
-from experiments.run.several import finished, parts, result, store_parts
+from experiments.run.several import check_parts, finished, parts, result, store_parts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = parse(sys.argv[1:] if arguments is None else arguments)
         with connected_processes(run):
             made = parts(run)
+            check_parts(made)
             summaries = [finished(p) or carry_out(p, lambda: store_parts(run)) for p in made]
             if jax.process_index() == 0:
                 print(result(run, made, summaries))
@@ -60,7 +61,11 @@ def carry_out(run: Run, begin: Callable[[], None] = lambda: None) -> dict[str, A
         state = fit(session)
         if state is session.state and not session.journal.is_tested(state):
             test(session, state)  # The run that is resumed ended before this.
-        return session.finish()
+        summary = session.finish()
+        number = session.signals.agreed()
+        if number and run.whole:
+            raise Interrupted(number, run.resume_command)
+        return summary
 
 
 def fit(session: Session) -> TrainState:

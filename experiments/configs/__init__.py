@@ -9,7 +9,7 @@ PRESETS: dict[str, Config] = {module.CONFIG.name: module.CONFIG for module in _M
 
 
 def _description(module) -> str:
-    first, _, rest = module.__doc__.partition("\n")
+    first, _, rest = (module.__doc__ or "").partition("\n")  # python -OO removes docstrings.
     cost = rest.partition("Cost: ")[2].partition("\nTest accuracy")[0]
     return f"{module.CONFIG.name}: {first.rstrip('.')}. Cost: {' '.join(cost.split())}"
 

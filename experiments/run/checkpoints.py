@@ -1,8 +1,9 @@
 """Checkpoints of a run: the two newest and the best."""
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -45,19 +46,32 @@ class Checkpoints:
                 f"The weights after step {step} are not finite, so they are not saved, and the run "
                 f"ends. {self.advice()}"
             )
-        try:
-            # Two saves at the same time can hang if processes wait for each other.
-            self._newest.wait_until_finished()
+        # Two saves at the same time can hang if processes wait for each other.
+        self.wait()
+        with self._told():
             if best and step not in self._best.all_steps():
                 self._best.save(step, args=ocp.args.StandardSave(state))
                 self._best.wait_until_finished()
             if step not in self._newest.all_steps():
                 self._newest.save(step, args=ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        """Waits until all checkpoints are written.
+
+        Raises:
+          RunError: one cannot be written.
+        """
+        with self._told():
+            self._newest.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says where a checkpoint cannot be written."""
+        try:
+            yield
         except Exception as error:  # Each storage driver raises its own errors.
             reason = " ".join(str(error).split())
-            raise RunError(
-                f"The checkpoint of step {step} cannot be written to {self.path} ({reason})."
-            ) from error
+            raise RunError(f"A checkpoint cannot be written to {self.path} ({reason}).") from error
 
     def advice(self) -> str:
         """Returns a sentence on the last checkpoint and what to change."""
@@ -105,8 +119,9 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         """Waits until all checkpoints are written."""
-        self._newest.close()
-        self._best.close()
+        with self._told():
+            self._newest.close()
+            self._best.close()
 
 
 def load_checkpoint(

@@ -27,6 +27,11 @@ _ABOVE_ZERO = (
 _SHARES = ("norm.decay", "optimizer.momentum", "label_smoothing")
 """Settings from 0 to 1, without 1."""
 
+_LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 3e38
+"""What int32 and float32 hold."""
+
+_LONGEST_WAIT = 1e6
+
 _FLAGS = ("chunk", "devices", "processes", "process", "seeds", "eval_every", "wait")
 
 
@@ -49,6 +54,10 @@ def check(run: Run) -> None:
             f"{run.config.norm.method}, which includes its own activation. Leave one out."
         )
     _check_sweep(run.sweep)
+    if run.config.seed + run.seeds - 1 > _LARGEST_INT:
+        raise RunError(
+            f"--seeds {run.seeds}: the seeds from {run.config.seed} on must be less than 2^31."
+        )
     if run.resume and run.output:
         raise RunError("--output has no effect with --resume, which continues a run. Leave it out.")
 
@@ -61,16 +70,20 @@ def _numbers(value: Any) -> list[float]:
 
 def _check_number(name: str, value: float) -> None:
     flag = f"--{name.replace('_', '-')} {value}"
+    if isinstance(value, int) and value > _LARGEST_INT:
+        raise RunError(f"{flag:.60} must be less than 2^31.")
     if not math.isfinite(value):
         raise RunError(f"{flag} must be finite.")
+    if value > _LARGEST_FLOAT:
+        raise RunError(f"{flag} must be at most {_LARGEST_FLOAT:g}.")
     if value < _AT_LEAST.get(name, -math.inf):
         raise RunError(f"{flag} must be at least {_AT_LEAST[name]}.")
     if name in _ABOVE_ZERO and value <= 0:
         raise RunError(f"{flag} must be more than 0.")
     if name in _SHARES and not 0 <= value < 1:
         raise RunError(f"{flag} must be at least 0 and less than 1.")
-    if name == "seed" and value >= 2**31:
-        raise RunError(f"{flag} must be less than 2^31.")
+    if name == "wait" and value > _LONGEST_WAIT:
+        raise RunError(f"{flag} must be at most {_LONGEST_WAIT:g} seconds.")
 
 
 def _check_sweep(sweep: tuple[str, ...]) -> None:

@@ -32,6 +32,8 @@ def parse(arguments: Sequence[str]) -> Run:
     run = _cli(dataclasses.replace(default, config=_with_variants(default.config, flags)), flags)
     run = dataclasses.replace(run, config=_with_absolute_data(run.config))
     check(run)
+    if "--sweep" in flags and not run.sweep:
+        raise RunError("--sweep needs a setting and its values, such as: norm.decay 0.9 0.99")
     if run.config.name not in PRESETS:
         raise RunError(
             f"--name {run.config.name} must name a preset: {', '.join(PRESETS)}. Leave it out."
@@ -79,8 +81,10 @@ def _with_absolute_data(config: Config) -> Config:
 
 
 def _check_place_of_preset(flags: Sequence[str]) -> None:
+    in_sweep = False
     for before, flag in zip(["", *flags], flags, strict=False):
-        if flag in PRESETS and not before.startswith("--"):
+        in_sweep = flag == "--sweep" or (in_sweep and not flag.startswith("--"))
+        if flag in PRESETS and not before.startswith("--") and not in_sweep:
             rest = " ".join(other for other in flags if other != flag)
             raise RunError(
                 f"The preset {flag} goes first: python -m experiments.train {flag} {rest}"
@@ -107,9 +111,9 @@ def _value(flags: Sequence[str], name: str) -> str | None:
     """Returns the value of a flag, or None."""
     forms = {f"--{name}", f"--{name.replace('_', '-')}"}
     for flag, following in zip(flags, [*flags[1:], None], strict=False):
-        key, _, value = flag.partition("=")
+        key, has_value, value = flag.partition("=")
         if key in forms:
-            return value or following
+            return value if has_value else following
     return None
 
 

@@ -1,13 +1,15 @@
 """Compiled functions of a learner, with the time of their compilation apart."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from experiments.evaluation import drift, evaluate
 from experiments.learner import Learner, init, train
+from experiments.run.errors import RunError
 from experiments.run.progress import Display
 
 _JITTED = {
@@ -49,13 +51,28 @@ class Compiled:
         shapes = [leaf.shape for leaf in jax.tree.leaves(arrays)]
         mesh = jax.sharding.get_abstract_mesh()
         key = function, self._learner, mesh, *static, *shapes
-        if key not in _programs:
+        with _told_of_memory(_PURPOSES[function]):
+            if key not in _programs:
+                start = time.perf_counter()
+                with self._display.waiting(f"compiling {_PURPOSES[function]}"):
+                    lowered = _JITTED[function].lower(self._learner, *arguments)
+                    _programs[key] = lowered.compile()
+                self.compiling += time.perf_counter() - start
             start = time.perf_counter()
-            with self._display.waiting(f"compiling {_PURPOSES[function]}"):
-                lowered = _JITTED[function].lower(self._learner, *arguments)
-                _programs[key] = lowered.compile()
-            self.compiling += time.perf_counter() - start
-        start = time.perf_counter()
-        result = jax.block_until_ready(_programs[key](*arrays))
-        self.seconds = time.perf_counter() - start
-        return result
+            result = jax.block_until_ready(_programs[key](*arrays))
+            self.seconds = time.perf_counter() - start
+            return result
+
+
+@contextlib.contextmanager
+def _told_of_memory(purpose: str) -> Iterator[None]:
+    """Says what to do if the memory of the devices does not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            f"The memory does not suffice for {purpose}. Choose a smaller --batch-size, "
+            "--eval-batch-size or network, or more --devices."
+        ) from error

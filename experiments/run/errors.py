@@ -39,8 +39,8 @@ def exit_code(command: Callable[[], object]) -> int:
         return _fail(f"error: {where}{error.strerror or error}", 2)
     except Interrupted as interrupted:
         return _fail(str(interrupted), interrupted.exit_code)
-    except KeyboardInterrupt:
-        return _fail("Ctrl-C ended the command.", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        return _fail(f"Ctrl-C ended the command. {interrupt}".rstrip(), 128 + signal.SIGINT)
     return 0
 
 

@@ -50,6 +50,8 @@ class Run:
 
     whole: Annotated[Path | None, tyro.conf.Suppress] = None
     """Folder of all runs of the command, if they are several."""
+    part: Annotated[str, tyro.conf.Suppress] = ""
+    """Which of several runs this is, such as `2 of 5`."""
 
     @property
     def folder(self) -> Path:

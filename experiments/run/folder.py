@@ -84,8 +84,13 @@ class RunFolder:
                 raise ValueError(f"{missing[0]} is missing")
             return content
         except FileNotFoundError as error:
+            if runs := sorted(file.parent.name for file in self.path.glob("*/config.json")):
+                raise RunError(
+                    f"{self.path} holds several runs. Name one of them, such as "
+                    f"{self.path / runs[0]}."
+                ) from error
             raise RunError(f"{self.path} holds no run, because {path} is missing.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged: {error}. Restore it, or start a new run."
             ) from error
@@ -122,10 +127,18 @@ class RunFolder:
         for line in self.metrics.read_bytes().splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
-            if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+            if _is_record(record):
                 records.append(record)
             else:
                 damaged += 1
         return records, damaged
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and record.get("kind") in ("train", "test")
+        and type(record.get("step")) is int
+    )

@@ -88,7 +88,8 @@ class Journal:
         self._checkpoints.save(state, best=results["accuracy"] > self._best)
         self._best = max(self._best, results["accuracy"])
         epoch = step / self._learner.steps_per_epoch
-        mode = f"  (in training mode {results['accuracy_batch_statistics']:.2%})" if drift else ""
+        own = results["accuracy_batch_statistics"]
+        mode = f"  (normalized by each test batch {own:.2%})" if drift else ""
         self._display.line(
             f"epoch {epoch:6.2f}  test loss {results['loss']:.4f}  accuracy "
             f"{results['accuracy']:.2%}{mode}"

@@ -76,6 +76,9 @@ def _call(host: str, port: int, end: float, coordinator: str) -> None:
                     return
         except OSError as error:
             reason = error.strerror or error
+        except UnicodeError as error:  # A part of the name is too long.
+            reason = error
+            break
         time.sleep(0.2)
     raise RunError(
         f"--coordinator {coordinator}: process 0 could not be reached in time ({reason}). Start "

@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data import Dataset, fingerprint, load
+from experiments.data import NAMES, Dataset, fingerprint, load
 from experiments.learner import Learner, TrainState
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
@@ -59,7 +59,7 @@ class Plan:
         _check_same_images(run, images)
         shapes = with_sharding(state, NamedSharding(mesh, PartitionSpec()))
         if run.init_from is not None and run.resume is None:
-            differing(shapes, Trained.open(run.init_from))
+            differing(shapes, Trained.open(run.init_from), dataset.classes)
         return cls(run, mesh, dataset, images, learner, shapes)
 
     @property
@@ -73,10 +73,12 @@ class Plan:
         height, width, channels = dataset.train_images.shape[1:]
         images = f"{len(dataset.train_labels)} + {len(dataset.test_labels)} images"
         return {
+            **({"run": self.run.part} if self.run.part else {}),
             "model": f"{config.model.name}, {self.num_params:,} parameters, {config.precision}",
             "norm": config.norm.method,
             "data": f"{dataset.variant}: {images}, {height}x{width}x{channels}",
-            "steps": f"{self.learner.total_steps} of {config.batch_size} images",
+            "training": f"{config.epochs:g} epochs, {self.learner.total_steps} steps of "
+            f"{config.batch_size} images",
             "devices": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
             "folder": str(self.run.folder),
             "resume": self.run.resume_command,
@@ -97,6 +99,14 @@ def check_folder(run: Run) -> None:
             )
         if run.folder.is_dir() and any(map(_is_foreign, run.folder.iterdir())):
             raise RunError(f"--output {run.folder} holds other files. Choose a new folder.")
+        images = Path(run.config.data.dataset)
+        if run.config.data.dataset not in NAMES and run.folder.resolve().is_relative_to(
+            images.resolve()
+        ):
+            raise RunError(
+                f"--output {run.folder} is in the folder of images {images}, which may hold "
+                "images only. Choose another folder."
+            )
         return
     changes = differences(to_dict(stored_config(run.folder)), to_dict(run.config))
     if changes:

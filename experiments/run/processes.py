@@ -1,12 +1,13 @@
 """Connects the processes of a run, makes the mesh of their devices, and catches signals."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -101,6 +102,18 @@ def _at_a_common_end(call: Callable[[], object]) -> Iterator[None]:
     call()
 
 
+def local_devices() -> Sequence[Any]:
+    """Returns the devices of this process.
+
+    Raises:
+      RunError: JAX cannot use the platform of the environment variable JAX_PLATFORMS.
+    """
+    try:
+        return jax.local_devices()
+    except RuntimeError as error:
+        raise RunError(f"JAX finds no devices: {' '.join(str(error).split())}") from error
+
+
 def make_mesh(run: Run) -> Mesh:
     """Returns a mesh of the devices of all processes, on one axis `data`.
 
@@ -109,7 +122,7 @@ def make_mesh(run: Run) -> Mesh:
     Raises:
       RunError: a process has fewer devices, or the devices cannot share a batch evenly.
     """
-    local = jax.local_devices()
+    local = local_devices()
     if run.devices and run.devices > len(local):
         raise RunError(f"--devices {run.devices}: this process has only {len(local)} ({local[0]}).")
     devices = [
@@ -131,9 +144,15 @@ class Signals:
     """Remembers SIGINT and SIGTERM, so that running steps end before the run does.
 
     A second SIGINT ends the process at once.
+
+    Args:
+      advice: what to tell who ends it so.
     """
 
     _received = 0
+
+    def __init__(self, advice: str = ""):
+        self._advice = advice
 
     def __enter__(self) -> Self:
         """Starts to catch the signals."""
@@ -150,8 +169,12 @@ class Signals:
 
     def _remember(self, number, _):
         if number == signal.SIGINT == self._received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self._advice)
         self._received = number
+        name = signal.Signals(number).name
+        text = f"{name}: the run ends after this step. A second Ctrl-C ends it at once.\n"
+        # Printing is not safe here, because the signal may have interrupted another print.
+        os.write(2, text.encode())
 
     def agreed(self) -> int:
         """Returns the number of a signal that any process received, or 0.

@@ -81,7 +81,7 @@ class Display:
         width = max(map(len, rows), default=0) + 2
         for name, text in rows.items():
             if name == "resume":
-                self._print(Text(f"{name} with", "dim"))
+                self._print(Text(f"if it stops, {name} with", "dim"))
                 self._print(Text(text))
                 continue
             first, *others = self._lines(name, text, width)

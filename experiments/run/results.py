@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from experiments.config import Config
 from experiments.configs import PRESETS
 from experiments.run.folder import RunFolder
 from experiments.run.settings import as_flag, changed, flat, from_dict, section_variants
+from experiments.run.stored import stored_config
 from experiments.tables import spread, table
 
 _OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
@@ -18,16 +20,17 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
     The outcome of a run that ended early is its last step.
 
     Raises:
-      RunError: the folder holds no run.
+      RunError: the folder holds no run, or a file in it is damaged.
     """
     environment = folder.read("environment.json")
-    del environment["command"]  # It names local folders. Its flags are in the configuration.
+    environment.pop("command", None)  # It names local folders. Its flags are in the configuration.
     if (folder.path / "summary.json").exists():
-        summary = folder.read("summary.json")
+        summary = folder.read("summary.json", *_OUTCOME)
         outcome = {name: summary[name] for name in _OUTCOME}
     else:
         steps = [record["step"] for record in folder.records("train")]
         outcome = {"last_step": max(steps, default=0)}
+    stored_config(folder.path)  # It raises an error if the configuration is damaged.
     return {"config": folder.read("config.json"), "environment": environment, "outcome": outcome}
 
 
@@ -39,19 +42,24 @@ def markdown(runs: Iterable[dict[str, Any]], shown: Iterable[str] = ()) -> str:
       shown: settings that each row shows, even if their values are the preset's.
     """
     shown = [name.replace("-", "_") for name in shown]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[Config, list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(command(run["config"], shown), []).append(run["outcome"])
+        groups.setdefault(from_dict(run["config"]), []).append(run["outcome"])
     rows = []
-    for name, outcomes in groups.items():
+    for config, outcomes in groups.items():
         ended = [outcome["last_step"] for outcome in outcomes if "last_step" in outcome]
         done = [outcome for outcome in outcomes if "last_step" not in outcome]
         results = [f"{spread([o['accuracy'] for o in done]):.2%}"] if done else []
-        seconds = f"{spread([o['seconds']['training'] for o in done]):.0f}" if done else ""
+        seconds = _seconds([o["seconds"]["training"] for o in done]) if done else ""
         if ended:
             results.append(f"{len(ended)} of {len(outcomes)} ended early, after {_steps(ended)}")
+        name = _command(config, shown)
         rows.append([f"`{name}`", str(len(outcomes)), "; ".join(results), seconds])
     return table(["run", "seeds", "test accuracy", "training time, s"], rows)
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{spread(values):{'.0f' if min(values) >= 10 else '.1f'}}"
 
 
 def _steps(steps: list[int]) -> str:
@@ -59,18 +67,18 @@ def _steps(steps: list[int]) -> str:
     return f"steps {', '.join(first)} and {last}" if first else f"step {last}"
 
 
-def command(stored: dict[str, Any], shown: Iterable[str] = ()) -> str:
-    """Returns the preset of a stored configuration, and its flags without the seed.
+def _command(config: Config, shown: Iterable[str]) -> str:
+    """Returns the preset of a configuration, and its flags without the seed.
 
     The flags are those in which the run differs from today's preset. So a setting that the preset
-    has changed since is a flag, too. Numbers are rounded to six digits.
+    has changed since is a flag, too.
 
     Args:
-      stored: the configuration as a dictionary.
+      config: the configuration.
       shown: settings that are shown in any case.
     """
-    config = from_dict(stored)
-    preset = dataclasses.replace(PRESETS[config.name], seed=config.seed)
+    preset = PRESETS.get(config.name, Config(config.name))
+    preset = dataclasses.replace(preset, seed=config.seed)
     default = flat(preset)
     for section, (tag, _) in section_variants().items():
         chosen = {section: {tag: getattr(getattr(config, section), tag)}}

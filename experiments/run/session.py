@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.learner import Learner, TrainState, init
 from experiments.placement import Images, place
+from experiments.run.arithmetic import arithmetic
 from experiments.run.checkpoints import Checkpoints
 from experiments.run.compiled import Compiled
 from experiments.run.environment import environment
@@ -25,7 +26,7 @@ from experiments.run.processes import Signals, resume_hint
 from experiments.run.progress import Display
 from experiments.run.report import write_report
 from experiments.run.settings import to_dict
-from experiments.run.stored import write_flags
+from experiments.run.stored import read_typed, stored_flags, write_flags
 from experiments.run.trained import Trained, taken_over
 
 
@@ -67,6 +68,7 @@ class Session:
 
     def finish(self) -> dict[str, Any]:
         """Writes the summary and the report; returns the summary."""
+        self.checkpoints.wait()
         if self.folder.writes:
             self.journal.summarize()
             write_report(self.folder)
@@ -85,7 +87,7 @@ def started(run: Run) -> Iterator[Session]:
     _cache_programs()
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        enter(jax.enable_x64(run.config.precision == "float64"))
+        enter(arithmetic(run.config))
         plan = Plan.of(run)
         multihost_utils.sync_global_devices("checked")
         enter(jax.set_mesh(plan.mesh))
@@ -93,9 +95,11 @@ def started(run: Run) -> Iterator[Session]:
         if folder.writes:
             check_folder(run)  # Another process may have written there since.
         data = place(plan.dataset, plan.mesh)
+        began_on = stored_flags(run.folder).get("devices", run.devices)
         _write_settings(plan, folder, data)
         enter(resume_hint(run))
-        checkpoints, signals = enter(Checkpoints(folder.path)), enter(Signals())
+        checkpoints = enter(Checkpoints(folder.path))
+        signals = enter(Signals(f"Resume with: {run.resume_command}"))
         console = Console(quiet=not folder.writes)
         say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
         state = checkpoints.restore(plan.shapes, say) if run.resume else None
@@ -108,8 +112,10 @@ def started(run: Run) -> Iterator[Session]:
         if state is None:
             state = compiled(init, data, np.int32(run.config.seed))
             if run.init_from is not None:
-                state = taken_over(state, Trained.open(run.init_from), say)
+                state = taken_over(state, Trained.open(run.init_from), plan.dataset.classes, say)
         else:
+            if began_on != run.devices:
+                say(f"The run began on --devices {began_on}, so results can differ in last digits.")
             ended = first_step == plan.learner.total_steps
             going_on = f"The run continues from step {first_step} of {plan.learner.total_steps}."
             say("The run is complete. Its report is written again." if ended else going_on)
@@ -143,7 +149,8 @@ def _write_settings(plan: Plan, folder: RunFolder, data: Images) -> None:
     if (folder.path / "environment.json").exists():
         # The first environment made the run; others resumed it.
         first = folder.read("environment.json")
-        now = first | {"resumed": [*first.get("resumed", []), now]}
+        before = read_typed(folder.path, "environment.json", {"resumed": tuple[dict, ...]})
+        now = first | {"resumed": [*before.get("resumed", ()), now]}
     folder.write("environment.json", now)
 
 

@@ -1,5 +1,6 @@
 """Configurations as JSON, and their differences."""
 
+import contextlib
 import dataclasses
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -60,7 +61,7 @@ def _section(values, kind, path):
     if _is_union_of_dataclasses(kind):
         tag, options = _tag(get_args(kind)[0])[0], variants(kind)
         chosen = values.get(tag, next(iter(options)))
-        if chosen not in options:
+        if not isinstance(chosen, str) or chosen not in options:
             raise ValueError(f"{path}{tag} is {chosen!r}; choose one of: {', '.join(options)}.")
         others = {field.name for option in options.values() for field in dataclasses.fields(option)}
         kind = options[chosen]
@@ -102,7 +103,8 @@ def typed(value: Any, kind: Any, path: str) -> Any:
         if len(kinds) == len(value):
             return tuple(typed(v, t, path) for v, t in zip(value, kinds, strict=True))
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif value in get_args(kind) or (isinstance(kind, type) and type(value) is kind):
         return value
     raise ValueError(f"{path} is {value!r}, which is no {getattr(kind, '__name__', kind)}.")
@@ -196,7 +198,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def as_flag(name: str, value: Any) -> str:
-    """Returns the flag that gives a setting this value, with numbers rounded to six digits."""
+    """Returns the flag that gives a setting this value."""
     name = name.replace("_", "-")
     if isinstance(value, bool):
         section, _, setting = name.rpartition(".")
@@ -207,4 +209,7 @@ def as_flag(name: str, value: Any) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, tuple | list):
         return " ".join(map(_words, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:.6g}"
+    return short if float(short) == value else repr(value)

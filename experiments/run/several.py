@@ -7,15 +7,16 @@ from typing import Any
 import jax
 
 from experiments.config import Config
+from experiments.run.arithmetic import arithmetic
 from experiments.run.atomic import write_text
 from experiments.run.command import with_setting
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
 from experiments.run.folder import RunFolder
-from experiments.run.plan import check_folder
+from experiments.run.plan import Plan, check_folder
 from experiments.run.report import is_reported
 from experiments.run.results import markdown, read_result
-from experiments.run.stored import write_parts
+from experiments.run.stored import PARTS, stored_flags, stored_run, write_parts
 
 
 def parts(run: Run) -> list[Run]:
@@ -25,19 +26,21 @@ def parts(run: Run) -> list[Run]:
     resumed.
 
     Raises:
-      RunError: a setting to sweep or its value is not possible, or the folder holds a single run.
+      RunError: a setting to sweep or its value is not possible, or the folder holds other runs.
     """
-    if run.seeds == 1 and not run.sweep:
+    if not _is_several(run):
         return [run]
-    if (run.folder / "config.json").exists():
-        raise RunError(f"{run.folder} already holds a run. Choose another --output.")
+    _check_folder_of_all(run)
     name, *values = run.sweep or ("",)
-    changed = [(f"{name}-{v}-", _swept(run, name, v)) for v in values] or [("", run.config)]
+    configs = {f"{name}-{v}-".replace("/", "_"): _swept(run, name, v) for v in values}
+    if len(set(configs.values())) < len(values):
+        raise RunError(f"--sweep {' '.join(run.sweep)}: two of the values are the same.")
     made = []
-    for prefix, config in changed:
+    for prefix, config in (configs or {"": run.config}).items():
         for seed in range(config.seed, config.seed + run.seeds):
-            folder = run.folder / f"{prefix}seed-{seed}".replace("/", "_")
+            folder = run.folder / f"{prefix}seed-{seed}"
             begun = (folder / "config.json").exists()
+            devices = stored_flags(folder).get("devices") if begun else None
             made.append(
                 dataclasses.replace(
                     run,
@@ -45,11 +48,49 @@ def parts(run: Run) -> list[Run]:
                     output=None if begun else folder,
                     resume=folder if begun else None,
                     whole=run.folder,
+                    part=f"{len(made) + 1} of {run.seeds * max(1, len(values))}",
+                    devices=run.devices or devices,
                     seeds=1,
                     sweep=(),
                 )
             )
     return made
+
+
+def check_parts(made: Sequence[Run]) -> None:
+    """Checks the runs of each value of a sweep, before the first one starts.
+
+    Raises:
+      DataError: the data of a run is missing or damaged.
+      RunError: the devices, the data or the folder do not fit a run.
+    """
+    by_config = {part.config: part for part in reversed(made)}
+    if len(by_config) > 1:
+        for part in by_config.values():
+            with arithmetic(part.config):
+                Plan.of(part)
+
+
+def _is_several(run: Run) -> bool:
+    return run.seeds > 1 or bool(run.sweep)
+
+
+def _check_folder_of_all(run: Run) -> None:
+    """Checks that a folder holds no run, or some of the runs of this command."""
+    if (run.folder / "config.json").exists():
+        raise RunError(f"{run.folder} already holds a run. Choose another --output.")
+    if run.resume or not (run.folder / PARTS).exists():
+        return
+    old = stored_run(run.folder)
+    same = (old.config, old.config.seed, old.init_from) == (
+        *(run.config, run.config.seed),
+        run.init_from and run.init_from.absolute(),
+    )
+    if not (same and old.seeds <= run.seeds and run.sweep[: len(old.sweep)] == old.sweep):
+        raise RunError(
+            f"{run.folder} holds runs of another command. Continue them with --resume, or choose "
+            "another --output."
+        )
 
 
 def _swept(run: Run, name: str, value: str) -> Config:
@@ -76,7 +117,7 @@ def finished(part: Run) -> dict[str, Any] | None:
 
 def store_parts(run: Run) -> None:
     """Writes which runs a command makes, if they are several."""
-    if (run.seeds > 1 or run.sweep) and jax.process_index() == 0:
+    if _is_several(run) and jax.process_index() == 0:
         write_parts(run)
 
 
@@ -88,11 +129,14 @@ def result(run: Run, made: Sequence[Run], summaries: Sequence[dict[str, Any]]) -
       made: its parts.
       summaries: the summary of each part.
     """
-    if len(summaries) == 1:
+    if not _is_several(run):
         accuracy, folder = summaries[0]["accuracy"], summaries[0]["folder"]
         return f"The test accuracy is {accuracy:.2%}. The report is {folder}/report.html."
     runs = [read_result(RunFolder(part.folder)) for part in made]
     table = markdown(runs, shown=run.sweep[:1])
     path = run.folder / "results.md"
     write_text(path, f"{table}\n")
-    return f"{table}\n\nMeans and standard deviations over seeds. This table is also {path}."
+    return (
+        f"{table}\n\nMeans and standard deviations over seeds. This table is also {path}. "
+        "Each run has a report in its folder."
+    )

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.config import Config
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
@@ -16,7 +18,7 @@ PARTS = "parts.json"
 
 _FLAGS = {
     **{"data_dir": Path, "data_variant": str, "init_from": Path},
-    **{"chunk": int, "eval_every": float},
+    **{"chunk": int, "eval_every": float, "devices": int},
 }
 """Flags that are stored."""
 
@@ -29,9 +31,17 @@ def stored_run(folder: Path) -> Run:
     """
     if (folder / PARTS).exists():
         kinds = {"config": Config, "seeds": int, "sweep": tuple[str, ...]}
-        return Run(**_read(folder, PARTS, kinds | _FLAGS, needed=kinds))
-    has_flags = (folder / "run.json").exists()
-    return Run(stored_config(folder), **(_read(folder, "run.json", _FLAGS) if has_flags else {}))
+        return Run(**read_typed(folder, PARTS, kinds | _FLAGS, needed=kinds))
+    return Run(stored_config(folder), **stored_flags(folder))
+
+
+def stored_flags(folder: Path) -> dict[str, Any]:
+    """Returns the flags of the command that made a run.
+
+    Raises:
+      RunError: the file that holds them is damaged.
+    """
+    return read_typed(folder, "run.json", _FLAGS) if (folder / "run.json").exists() else {}
 
 
 def stored_config(folder: Path) -> Config:
@@ -52,12 +62,13 @@ def config_in(path: Path) -> Config:
     Raises:
       RunError: the file cannot be read or holds something else.
     """
-    file = path / "config.json" if path.is_dir() else path
+    if path.is_dir():
+        return stored_config(path)
     try:
-        return from_dict(json.loads(file.read_text()))
+        return from_dict(json.loads(path.read_text()))
     except OSError as error:
         raise RunError(f"--config {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"--config {path} is no configuration: {error}") from error
 
 
@@ -74,13 +85,20 @@ def write_parts(run: Run) -> None:
 
 def _flags(run: Run) -> dict[str, Any]:
     values = {name: getattr(run, name) for name in _FLAGS}
+    values["devices"] = run.devices or jax.local_device_count()
     return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in values.items()}
 
 
-def _read(
+def read_typed(
     folder: Path, name: str, kinds: Mapping[str, Any], needed: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Returns the values in a file that are not null.
+    """Returns the values in a JSON file that are not null.
+
+    Args:
+      folder: folder of the file.
+      name: name of the file.
+      kinds: type of each value.
+      needed: names of the values that must be there.
 
     Raises:
       RunError: a value has another type, or one that is needed is missing.

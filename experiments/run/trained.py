@@ -1,7 +1,6 @@
 """Reads the network of a run, to use it or to train on from it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,35 +16,8 @@ from experiments.learner import Learner, TrainState, final, init
 from experiments.placement import Images
 from experiments.run.checkpoints import load_checkpoint
 from experiments.run.errors import RunError
-from experiments.run.folder import RunFolder
-from experiments.run.stored import stored_config
-
-
-def with_dtypes_of_run(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Decorates a function of a command's arguments, of which `run` names a run's folder.
-
-    The function has 64-bit types if the run has.
-    """
-
-    @functools.wraps(command)
-    def wrapped(arguments):
-        with jax.enable_x64(stored_config(arguments.run).precision == "float64"):
-            return command(arguments)
-
-    return wrapped
-
-
-def check_dtypes(run: Path) -> None:
-    """Checks that JAX has 64-bit types if the run has.
-
-    Raises:
-      RunError: it has not.
-    """
-    x64: Any = jax.config
-    if stored_config(run).precision == "float64" and not x64.jax_enable_x64:
-        raise RunError(
-            f"{run} was trained in float64. Call jax.config.update('jax_enable_x64', True) first."
-        )
+from experiments.run.processes import local_devices
+from experiments.run.stored import read_typed, stored_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +47,18 @@ class Trained:
           RunError: the folder holds no run, or no checkpoint that can be read.
         """
         config = stored_config(path)
-        data = RunFolder(path).read("data.json", "train_images", "classes", "mean", "std")
-        (num_images, *image_shape), classes = data["train_images"], tuple(data["classes"])
+        kinds = {
+            **{"train_images": tuple[int, int, int, int], "classes": tuple[str, ...]},
+            **{"mean": tuple[float, ...], "std": tuple[float, ...]},
+        }
+        data = read_typed(path, "data.json", kinds, needed=kinds)
+        (num_images, *image_shape), classes = data["train_images"], data["classes"]
+        if not len(data["mean"]) == len(data["std"]) == image_shape[-1]:
+            raise RunError(
+                f"{path / 'data.json'} is damaged: it must have a mean for each channel."
+            )
         learner = Learner(config, len(classes), num_images)
-        device = SingleDeviceSharding(jax.local_devices()[0])
+        device = SingleDeviceSharding(local_devices()[0])
         like = with_sharding(state_shapes(learner, image_shape), device)
         state = load_checkpoint(path, like, checkpoint)
         params, batch_stats = final(state)
@@ -142,52 +122,66 @@ def _only(pixels: dict[str, Any]) -> Images:
     return Images(*nothing, **pixels)
 
 
-def differing(state: TrainState, trained: Trained) -> list[str]:
-    """Returns the names of arrays of a state that a trained network does not have in their shapes.
+def differing(state: TrainState, trained: Trained, classes: Sequence[str]) -> list[Any]:
+    """Returns the paths of arrays of a state that do not fit those of a trained network.
+
+    They are missing there, have another shape, or belong to a head for other classes.
 
     Raises:
-      RunError: these are more than half.
+      RunError: more than half of the arrays are missing or have another shape.
     """
     arrays, found = _arrays(_network(state)), _arrays(trained.variables)
-    missing = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in arrays.items()
-        if path not in found or found[path].shape != leaf.shape
-    ]
+    missing = [p for p, leaf in arrays.items() if p not in found or found[p].shape != leaf.shape]
     if 2 * len(missing) > len(arrays):
         raise RunError(
             f"--init-from: of the {len(arrays)} arrays of this network, {len(missing)} are missing "
-            "there or have other shapes. Choose a run with this network and norm."
+            "there or have other shapes. Take the settings of that run by --config with its "
+            "folder, or choose a run with this network and norm."
         )
-    return missing
+    head = _head(trained) if tuple(classes) != trained.classes else []
+    return missing + [path for path in head if path not in missing]
 
 
-def taken_over(state: TrainState, trained: Trained, say: Callable[[str], None]) -> TrainState:
+def taken_over(
+    state: TrainState, trained: Trained, classes: Sequence[str], say: Callable[[str], None]
+) -> TrainState:
     """Returns the first state of a run that starts from a trained network.
 
-    Arrays of another shape, such as the head for other classes, keep their initial values.
+    Arrays that do not fit, such as the head for other classes, keep their initial values.
 
     Args:
       state: state before the first step.
       trained: the network to start from.
+      classes: names of the classes of the run.
       say: function that takes a message on the arrays that are left out.
 
     Raises:
       RunError: the networks have little in common.
     """
-    if missing := differing(state, trained):
-        say(f"These keep their initial values, because their shapes differ: {', '.join(missing)}.")
+    if left_out := differing(state, trained, classes):
+        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in left_out]
+        reason = "their classes or shapes differ"
+        say(f"These arrays keep their initial values, because {reason}: {', '.join(names)}.")
     found = _arrays(trained.variables)
 
     def take(path, leaf):
-        other = found.get(path)
-        values = leaf if other is None or other.shape != leaf.shape else other
+        values = leaf if path in left_out else found[path]
         # Each call makes an own buffer, because training overwrites those of the state.
         return jax.device_put(np.asarray(values).astype(leaf.dtype), leaf.sharding)
 
     new, slow = (jax.tree.map_with_path(take, _network(state)) for _ in range(2))
     has_slow = state.slow is not None
     return state._replace(**new, slow=(slow["params"], slow["batch_stats"]) if has_slow else None)
+
+
+def _head(trained: Trained) -> list[Any]:
+    """Returns the paths of the arrays whose shapes depend on the number of classes."""
+    learner = trained.learner
+    other = dataclasses.replace(learner, num_classes=learner.num_classes + 1)
+    here, there = (
+        _arrays(_network(state_shapes(each, trained.image_shape))) for each in (learner, other)
+    )
+    return [path for path, leaf in here.items() if leaf.shape != there[path].shape]
 
 
 def _arrays(tree: Any) -> dict[Any, Any]:

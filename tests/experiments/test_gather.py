@@ -71,9 +71,38 @@ def test_a_file_with_something_else_is_kept(tmp_path, capsys, content):
     assert file.read_text() == content
 
 
-def test_without_folders_it_says_how_it_is_used(capsys):
-    assert gather.main([]) == 2
-    assert "FOLDER" in capsys.readouterr().err
+def test_another_run_of_the_same_seed_is_refused(tmp_path, capsys):
+    file, folders = tmp_path / "results.json", [tmp_path / "a", tmp_path / "b"]
+    line = [str(file), *(finished(folder, 0, 0.9 + i / 10) for i, folder in enumerate(folders))]
+    assert gather.main(line) == 2
+    assert f"the seed of {folders[1]}" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_settings_that_differ_in_the_last_digit_have_rows_of_their_own(tmp_path):
+    folders = [finished(tmp_path / str(e), 0, 0.9, epochs=e) for e in (1.0, 1.00000001)]
+    rows = markdown([read_result(RunFolder(Path(folder))) for folder in folders]).splitlines()[2:]
+    assert [row.split("|")[1] for row in rows] == [
+        " `digits --epochs 1` ",
+        " `digits --epochs 1.00000001` ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("summary.json", "{}"), ("config.json", '{"name": 3}'), ("environment.json", "[]")],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, capsys, name, content):
+    folder = finished(tmp_path / "a", 0, 0.9)
+    (tmp_path / "a" / name).write_text(content)
+    assert gather.main([str(tmp_path / "file.json"), folder]) == 2
+    assert f"{tmp_path}/a/{name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["file.json"]])
+def test_without_folders_it_says_what_is_missing(arguments, capsys):
+    assert gather.main(arguments) == 2
+    assert "FILE" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_a_one_line_error(tmp_path, capsys):

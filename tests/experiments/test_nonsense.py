@@ -68,7 +68,9 @@ NUMBERS = [
     *("--norm.epsilon -1", "--norm.group-size 0", "--norm.group-size 5", "--model.width 0"),
     *("--model.depth 0", "--model.depth 2.5", "--data.train-size 0", "--data.test-size 0"),
     *("--data.shrink 0", "--data.gain 0", "--data.gain inf", "--augment.shift -1"),
-    *("--augment.shift 8", "--process -1", "--processes 0"),
+    *("--augment.shift 8", "--process -1", "--processes 0", "--wait 1e300", "--epochs 1e39"),
+    *("--seeds 2147483648", "--optimizer.weight-decay 1e300", f"--batch-size 1{'0' * 400}"),
+    *(f"--eval-batch-size 1{'0' * 19}", f"--model.width 1{'0' * 12}"),
 ]
 
 
@@ -158,6 +160,13 @@ SETTINGS = {
     "digits --processes 2 --coordinator a:65536": "--coordinator a:65536",
     "digits --distributed --processes 2": "--distributed",
     "digits --sweep norm.decay": "--sweep norm.decay",
+    "digits --sweep": "--sweep needs",
+    "digits --sweep norm.decay 0.9 0.90": "two of the values are the same",
+    "digits --devices 1 --sweep batch-size 64 2000": "--batch-size 2000 is more than",
+    "digits --devices 1 --sweep data.dataset digits a.npz": "a.npz",
+    "digits --seed 2147483647 --seeds 2": "--seeds 2",
+    "digits --config=": "--config",
+    "--config= digits": "The preset digits goes first",
     "digits --sweep norm.decay 0.5 0.5": "--sweep norm.decay",
     "digits --sweep norm.decay 0.5 2": "--sweep norm.decay 2",
     "digits --sweep norm.decay 0.5 x": "--sweep norm.decay x",
@@ -199,6 +208,10 @@ CONFIGS = {
     '{"name": "digits", "optimizer": {"schedule": [[0, 1, 2]]}}': "schedule",
     '{"name": "other"}': "--name other",
     "{}": "name",
+    '{"name": "digits", "norm": {"method": ["batch"]}}': "norm.method is ['batch']",
+    '{"name": "digits", "model": {"name": {}}}': "model.name is {}",
+    f'{{"name": "digits", "epochs": 1{"0" * 400}}}': "epochs is 1",
+    "[" * 100_000: "--config file.json",
 }
 
 
@@ -211,6 +224,27 @@ def test_a_file_that_is_no_configuration_is_refused(content, capfd):
 def test_a_file_of_other_bytes_is_no_configuration(capfd):
     Path("file.json").write_bytes(b"\xff\xfe\x00")
     check(["--config", "file.json", "--output", "out"], "--config file.json", capfd)
+
+
+def test_a_run_does_not_write_into_its_folder_of_images(capfd):
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+    line = ["digits", "--data.dataset", "images", "--output", "images/run"]
+    check(line, "--output images/run is in the folder of images", capfd, output="images/run")
+
+
+DATA = {
+    **{"train_images": 3, "classes": 3, "mean": "x", "std": [[1.0]]},
+    **{"train_images ": [1, 8, 8], "classes ": [1, 2], "mean ": [1.0, 2.0]},
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_of_another_type_are_damaged(name, whole, capfd):
+    shutil.copytree(whole, "run")
+    data = RunFolder(Path("run")).read("data.json")
+    Path("run", "data.json").write_text(json.dumps(data | {name.strip(): DATA[name]}))
+    check(["run", "image.png"], "run/data.json is damaged", capfd, predict)
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nope/run"])
@@ -249,7 +283,7 @@ FILES = {
         ("", "{", "[]", "3", '{"chunk": "x"}', '{"eval_every": "x"}', '{"data_dir": 3}'), "run.json"
     ),
     "data.json": dict.fromkeys(("", "{", "[]", "{}"), "data.json"),
-    "environment.json": dict.fromkeys(("", "{", "[]"), "environment.json"),
+    "environment.json": dict.fromkeys(("", "{", "[]", '{"resumed": 3}'), "environment.json"),
     "parts.json": dict.fromkeys(
         (
             *("", "{", "[]", "{}", '{"config": 3, "seeds": 2, "sweep": []}'),

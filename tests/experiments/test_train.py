@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -28,7 +29,7 @@ from experiments.run.command import parse
 from experiments.run.errors import Interrupted, RunError
 from experiments.run.folder import RunFolder
 from experiments.run.report import LAST, write_report
-from experiments.run.session import started
+from experiments.run.session import Session, started
 from experiments.run.settings import section_variants
 from experiments.run.several import parts, store_parts
 from experiments.run.trained import Trained
@@ -220,7 +221,11 @@ def test_a_run_without_its_summary_is_finished(copy, whole, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", slow_but_for(['{"kind": "tr'], ['{"kind": "tr', "", "[3]", "\x00\x00"])
+    "content",
+    slow_but_for(
+        ['{"kind": "train", "step": "x"}'],
+        ['{"kind": "tr', "", "[3]", "\x00\x00", '{"kind": "x", "step": 1}', '{"kind": "train"}'],
+    ),
 )
 def test_a_damaged_line_of_the_metrics_costs_that_line_alone(content, copy, whole, capsys):
     lines = (copy / "metrics.jsonl").read_text().splitlines()
@@ -336,6 +341,61 @@ def test_seeds_and_a_sweep_make_a_run_each_and_a_table_and_are_resumed(tmp_path,
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == untouched
 
 
+def test_a_signal_ends_a_command_after_the_current_run(tmp_path, capsys, monkeypatch):
+    finish = Session.finish
+
+    def signalled(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(self)
+
+    monkeypatch.setattr(Session, "finish", signalled)
+    flags = [*BRIEF, "--seeds", "2", "--output", str(tmp_path)]
+    assert train.main(flags) == 128 + signal.SIGTERM
+    assert f"--resume {tmp_path}" in capsys.readouterr().err
+    assert (tmp_path / "seed-0" / "summary.json").exists()
+    assert not (tmp_path / "seed-1").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(session, "write_report", lambda folder: (folder.path / LAST).touch())
+    assert train.main(["--resume", str(tmp_path)]) == 0
+    assert (tmp_path / "results.md").exists()
+
+
+def test_runs_of_another_command_in_the_folder_are_kept(tmp_path, capsys):
+    flags = [*BRIEF, "--output", str(tmp_path), "--sweep", "norm.decay"]
+    store_parts(parse([*flags, "0.5"]))
+    before = (tmp_path / "parts.json").read_bytes()
+    others = (["0.6"], ["0.5", "0.6", "--epochs", "1"], ["0.5", "0.6", "--seed", "3"])
+    for other in (*others, ["0.5", "--init-from", "x"]):
+        with pytest.raises(RunError, match="holds runs of another command"):
+            parts(parse([*flags, *other]))
+    assert (tmp_path / "parts.json").read_bytes() == before
+    assert len(parts(parse([*flags, "0.5", "0.6", "--seeds", "2"]))) == 4
+
+
+def test_a_run_is_resumed_on_as_many_devices(tmp_path, capsys):
+    with started(parse([*BRIEF, "--devices", "2", "--output", str(tmp_path / "run")])):
+        pass
+    assert parse(["--resume", str(tmp_path / "run")]).devices == 2
+    assert "last digits" not in capsys.readouterr().out
+    with started(parse(["--resume", str(tmp_path / "run"), "--devices", "1"])):
+        pass
+    assert "began on --devices 2, so results can differ in last digits" in capsys.readouterr().out
+
+
+def test_a_run_without_its_last_checkpoint_is_not_finished(tmp_path, monkeypatch, capsys):
+    wait = ocp.CheckpointManager.wait_until_finished
+
+    def full(self):
+        wait(self)
+        if self.latest_step() == 2:
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+    assert train.main([*BRIEF, "--output", str(tmp_path / "run")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_a_finished_part_with_other_settings_is_not_taken_for_this_one(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "seed-0")
     flags = [*SMALL, "--norm.decay", "0.5", "--seeds", "2", "--output", str(tmp_path)]
@@ -394,14 +454,19 @@ def test_class_names_may_look_like_formulas(tmp_path):
     assert "a|b" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_head_for_other_classes_keeps_its_initial_values(whole, tmp_path, capsys):
+@pytest.mark.parametrize("number", [4, 10])
+def test_a_head_for_other_classes_keeps_its_initial_values(number, whole, tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 255, (256, 8, 8), np.uint8)
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(256) % 4)
+    classes = [f"class {index}" for index in range(number)]
+    labels = np.arange(256) % number
+    np.savez(tmp_path / "data.npz", images=images, labels=labels, classes=classes)
     line = ["digits", "--data.dataset", str(tmp_path / "data.npz"), *SMALL[3:], "--init-from"]
     with started(parse([*line, str(whole), "--output", str(tmp_path / "run")])) as begun:
         old, new = Trained.open(whole).variables["params"], begun.state.params
         assert_equal(new["ConvNorm_0"], old["ConvNorm_0"])
-        assert new["Dense_0"]["kernel"].shape[-1] == 4
+        assert new["Dense_0"]["kernel"].shape[-1] == number
+        if number == 10:
+            assert not np.array_equal(new["Dense_0"]["kernel"], old["Dense_0"]["kernel"])
     (told,) = [line for line in capsys.readouterr().out.splitlines() if "initial values" in line]
     assert told.endswith(": params/Dense_0/bias, params/Dense_0/kernel.")
 
