@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from experiments.run.atomic import written
@@ -34,6 +35,20 @@ MOST_TICKS = 8
 def percent(axis: Axes) -> None:
     """Labels the vertical axis in percent."""
     axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def drawable(text: str) -> str:
+    """Returns the text in one line, with `?` for each character that the fonts lack.
+
+    Matplotlib would warn of these characters, and fail at lone surrogates.
+    """
+    families = plt.rcParams["font.family"]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+
+    def is_known(character):
+        return any(font.get_char_index(ord(character)) for font in fonts)
+
+    return "".join(c if is_known(c) else "?" for c in " ".join(text.split()))
 
 
 def save(figure: Figure, path: Path) -> None:

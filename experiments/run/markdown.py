@@ -29,6 +29,14 @@ def number(value: Any, form: str) -> str:
     return "unknown" if value is None else format(value, form)
 
 
+def encodable(text: str) -> str:
+    """Returns a text that UTF-8 can encode, with escapes for lone surrogates.
+
+    Python has lone surrogates in names of files that are not UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def fenced(language: str, text: str) -> str:
     """Returns a block of code."""
     return f"```{language}\n{text}\n```"

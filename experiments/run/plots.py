@@ -12,9 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import PercentFormatter
 
-from experiments.run.figures import STYLE, logarithmic, percent, save
+from experiments.run.figures import STYLE, drawable, logarithmic, percent, save
 
 Record = Mapping[str, Any]
+
+COLORS = {
+    **{"training": "tab:blue", "test": "tab:orange"},
+    **{"inference mode": "tab:orange", "training mode": "tab:green"},
+}
+"""The same color for the same kind of evaluation: `test` is in inference mode."""
+
+SMALLEST_SPAN = 0.1
+"""Smallest difference between the ends of an axis of accuracies.
+
+It keeps a difference of few images from filling the plot.
+"""
 
 LONGEST_NAME = 20
 MOST_NUMBERED_CLASSES = 20
@@ -52,17 +64,20 @@ class Plots:
     def _curves(self) -> None:
         figure, axes = plt.subplots(2, 1, figsize=(5.6, 5.6))
         width = max(1, round(self.steps_per_epoch / 5))
+        label = f"training, mean of {width} steps" if width > 1 else "training"
         for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
             training = _smooth(_values(self.train, name), width)
             test = _values(self.test, name)
             axis.plot(
                 self._epochs(self.train),
                 training,
-                label="training",
+                label=label,
+                color=COLORS["training"],
                 alpha=0.8,
                 marker="o" if np.isfinite(training).sum() == 1 else "",
             )
-            axis.plot(self._epochs(self.test), test, label="test", **_points(test))
+            points = _points(test)
+            axis.plot(self._epochs(self.test), test, label="test", c=COLORS["test"], **points)
             axis.set(xlabel="epoch", xlim=(0, None), title=name)
             axis.legend()
             if name == "loss":
@@ -82,9 +97,10 @@ class Plots:
         curves = {"accuracy_plain": "inference mode", "accuracy_batch_statistics": "training mode"}
         for name, label in curves.items():
             values = _values(self.test, name)
-            dashes = "--" if label == "inference mode" else "-"
-            points = _points(values)
-            axis.plot(self._epochs(self.test), values, label=label, ls=dashes, zorder=3, **points)
+            look: dict[str, Any] = {"color": COLORS[label], "zorder": 3, **_points(values)}
+            if label == "training mode":  # Where both modes agree, both curves are to be seen.
+                look |= {"linestyle": "--", "markerfacecolor": "none"}
+            axis.plot(self._epochs(self.test), values, label=label, **look)
         axis.set(xlabel="epoch", xlim=(0, None), title="test accuracy")
         axis.legend()
         _accuracy(axis)
@@ -120,7 +136,7 @@ class Plots:
         number = len(counts)
         numbered = number <= MOST_NUMBERED_CLASSES
         side = max(3.0, 0.45 * number) if numbered else 6.0
-        names = [_short(name, LONGEST_NAME) for name in self.classes]
+        names = [_class_name(index, name) for index, name in enumerate(self.classes)]
         labels = 0.08 * max(map(len, names)) + 0.6
         figure, axis = plt.subplots(figsize=(side + labels + 0.9, side + labels))
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -171,10 +187,21 @@ def _points(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 
 
 def _accuracy(axis: Axes) -> None:
-    """Labels the vertical axis in percent and ends it near 0 and 1."""
+    """Labels the vertical axis in percent, ends it near 0 and 1, and keeps it from being short."""
     percent(axis)
+    lowest, highest = -0.02, 1.02
     low, high = axis.get_ylim()
-    axis.set_ylim(max(low, -0.02), min(high, 1.02))
+    low, high = max(low, lowest), min(high, highest)
+    span = max(high - low, SMALLEST_SPAN)
+    low = min(max((low + high - span) / 2, lowest), highest - span)
+    axis.set_ylim(low, low + span)
+
+
+def _class_name(index: int, name: str) -> str:
+    """Returns a name that fits the axes, with the class's number if the fonts lack a character."""
+    shown = drawable(name)
+    is_complete = shown == " ".join(name.split())
+    return _short(shown if is_complete else f"{index}: {shown}", LONGEST_NAME)
 
 
 def _short(name: str, longest: int) -> str:

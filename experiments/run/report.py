@@ -3,20 +3,20 @@
 Command: python -m experiments.run.report FOLDER
 """
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.run import csv_files
 from experiments.run.atomic import write_text
 from experiments.run.csv_files import write_csv
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
+from experiments.run.markdown import encodable
 from experiments.run.page import page
-from experiments.run.report_text import command, report_text, title
-
-Records = Sequence[dict[str, Any]]
+from experiments.run.report_files import RunFiles
+from experiments.run.report_text import report_text, title
 
 LAST = "test.csv"
 """The file that is written last."""
@@ -26,20 +26,21 @@ def write_report(folder: RunFolder) -> None:
     """Writes `report.md`, `report.html`, the plots and the metrics as CSV into the folder.
 
     Raises:
-      RunError: the folder holds no finished run.
+      RunError: the folder holds no finished run, or a file in it is damaged.
     """
-    summary, train, test = _results(folder)
+    run = RunFiles.read(folder)
+    _quiet_matplotlib()
     # Matplotlib takes a second to import, which a run shall not spend before its first step.
     from experiments.run.plots import Plots
 
-    Plots(folder.path, train, test, summary["steps_per_epoch"], summary["classes"]).write()
-    config, environment = folder.read("config.json"), folder.read("environment.json")
-    text = report_text(folder.path, summary, config, environment, test)
-    write_text(folder.path / "report.md", text)
-    write_text(folder.path / "report.html", page(title(config, summary), text, folder.path))
-    epochs = [{"epoch": r["step"] / summary["steps_per_epoch"]} | r for r in test]
-    write_csv(folder.path / "train.csv", csv_files.TRAIN, train)
-    write_csv(folder.path / LAST, csv_files.TEST, epochs)
+    steps, classes = run.summary["steps_per_epoch"], run.summary["classes"]
+    Plots(run.path, run.train, run.test, steps, classes).write()
+    text, name = encodable(report_text(run)), encodable(title(run.config, run.summary))
+    write_text(run.path / "report.md", text)
+    write_text(run.path / "report.html", page(name, text, run.path))
+    epochs = [{"epoch": record["step"] / steps} | dict(record) for record in run.test]
+    write_csv(run.path / "train.csv", csv_files.TRAIN, run.train)
+    write_csv(run.path / LAST, csv_files.TEST, epochs)
 
 
 def is_reported(folder: Path) -> bool:
@@ -47,17 +48,17 @@ def is_reported(folder: Path) -> bool:
     return (folder / LAST).exists()
 
 
-def _results(folder: RunFolder) -> tuple[Mapping[str, Any], Records, Records]:
-    path = folder.path
-    if not (path / "summary.json").exists():
-        reason = f"{path} holds no finished run, because {path / 'summary.json'} is missing."
-        if (path / "config.json").exists():
-            reason += f" Finish it with: {command('train', '--resume', str(path))}"
-        raise RunError(reason)
-    train, test = folder.records("train"), folder.records("test")
-    if not test:
-        raise RunError(f"{path / 'metrics.jsonl'} holds no evaluation.")
-    return folder.read("summary.json"), train, test
+def _quiet_matplotlib() -> None:
+    """Hides what Matplotlib logs about its cache."""
+    # Without a writable home, Matplotlib logs two long lines when it is imported. They tell the
+    # user to change the system, although the plots are right and only take longer.
+    for name in ("matplotlib", "matplotlib.font_manager"):
+        logging.getLogger(name).addFilter(_is_not_about_the_cache)
+
+
+def _is_not_about_the_cache(record: logging.LogRecord) -> bool:
+    words = ("cache", "mkdir -p failed", "is not a writable directory")
+    return not any(word in str(record.msg) for word in words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,9 @@ def settings(stored: Content) -> list[str]:
     changed = {name for name, value in flat(config).items() if value != preset.get(name)}
     first = {name: value for name, value in values.items() if name in changed}
     others = {name: value for name, value in values.items() if name not in changed}
-    tables = [pairs((f"setting of the preset {config.name}", ""), others)]
+    known = config.name in PRESETS
+    rest = f"setting, as in the preset {config.name}" if known else "setting, as by default"
+    tables = [pairs((rest, ""), others)]
     return [pairs(("changed setting", ""), first), *tables] if first else tables
 
 

@@ -2,96 +2,112 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.run.markdown import cell, fenced, number, pairs, table
+from experiments.run.report_files import Content, RunFiles, command
 from experiments.run.report_settings import settings
 
-Content = Mapping[str, Any]
 
-
-def report_text(
-    path: Path, summary: Content, config: Content, environment: Content, test: Sequence[Content]
-) -> str:
-    """Returns the report in Markdown.
-
-    Args:
-      path: folder of the run.
-      summary: content of `summary.json`.
-      config: content of `config.json`.
-      environment: content of `environment.json`.
-      test: records of the evaluations.
-    """
-    has_statistics = bool(test[-1].get("drift"))
+def report_text(run: RunFiles) -> str:
+    """Returns the report of a run in Markdown."""
+    last = run.test[-1]
+    has_statistics = bool(last.get("drift"))
     paragraphs = [
-        f"# {cell(title(config, summary))}",
-        fenced("bash", _made_by(environment)),
+        f"# {cell(title(run.config, run.summary))}",
+        fenced("bash", _made_by(run.environment)),
         "## Result",
-        pairs(("test", ""), _scores(summary, test[-1], config.get("views") != "plain")),
         *([_MODES_EXPLAINED] if has_statistics else []),
-        pairs(("training", ""), _cost(summary)),
+        pairs(("test", ""), _scores(run)),
+        pairs(("training", ""), _cost(run)),
         "## Loss and accuracy",
         "![Loss and accuracy over epochs](curves.png)",
         *([_MODES] if has_statistics else []),
         "## Confusion matrix",
         "![Confusion matrix](confusion.png)",
-        _confusions(summary["classes"], test[-1]["confusion"]),
+        _confusions(run.summary["classes"], last["confusion"]),
         "## Learning rate",
         "![Learning rate over epochs](learning_rate.png)",
         "## Use the network",
-        *_use(path),
+        *_use(run.path, run.data["test_images"][1:]),
         "## Settings",
-        *settings(config),
+        *settings(run.config),
         "## Machine",
-        pairs(("", ""), _machine(environment)),
+        pairs(("", ""), _machine(run.environment)),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-_MODES_EXPLAINED = """In training mode each batch of test images is normalized by its own
-statistics, as in training. In inference mode, as everywhere else in this table, the running
-statistics normalize all images."""
+_MODES_EXPLAINED = """The running statistics normalize the test images (inference mode). Only for
+the accuracy in training mode, each batch of test images is normalized by its own statistics, as in
+training."""
 
 _MODES = """## Training mode and inference mode
 
 ![Test accuracy in both modes over epochs](modes.png)
 
-The plots below show how far the running statistics are from the statistics of a batch: the
-distance of the means in standard deviations, and the logarithm of the ratio of the variances. Both
-are root mean squares over the features of a layer.
+The plots below compare the running statistics of each layer with the statistics of a batch of
+training images. The smaller the values, the better they agree. In the upper plot, 0.1 says that the
+means differ by a tenth of a standard deviation. In the lower plot, 0.1 says that the variances
+differ by about 10%, and 0.7 that one of them is about twice the other. Each value is an average
+(the root mean square) over the features of a layer.
 
 ![Distance of running statistics from batch statistics, by layer](drift.png)"""
 
 
 def _made_by(environment: Content) -> str:
     """Returns the command that made the run, without the machine's paths."""
-    given = environment.get("command", "unknown")
+    given = environment.get("command") or "unknown"
     if isinstance(given, str):
         return given
-    script, *arguments = given
+    script, *arguments = map(str, given)
     return command(Path(script).stem, *arguments)
 
 
-def _scores(summary: Content, last: Content, has_views: bool) -> dict[str, str]:
-    scores = {"accuracy": number(summary.get("accuracy"), ".2%")}
-    if has_views:
+def _scores(run: RunFiles) -> dict[str, str]:
+    summary, last = run.summary, run.test[-1]
+    scores = {
+        "test images": _images(run, "test"),
+        "accuracy": number(summary.get("accuracy"), ".2%"),
+    }
+    if run.config.get("views") != "plain":
         scores["accuracy with single views"] = number(last.get("accuracy_plain"), ".2%")
     if last.get("drift"):
         mode = last.get("accuracy_batch_statistics")
         scores["accuracy in training mode"] = number(mode, ".2%")
     return scores | {
-        "best accuracy of all evaluations": number(summary.get("best_accuracy"), ".2%"),
+        "best accuracy of all evaluations": _best(run.test, summary["steps_per_epoch"]),
         "loss": number(summary.get("loss"), ".4f"),
     }
 
 
-def _cost(summary: Content) -> dict[str, Any]:
+def _images(run: RunFiles, part: str) -> str:
+    """Returns the number and the shape of the images of a part, `train` or `test`."""
+    count, *shape = run.data[f"{part}_images"]
+    is_limited = run.config.get("data", {}).get(f"{part}_size") is not None
+    limit = f" (limited by data.{part}_size)" if is_limited else ""
+    return f"{count:,}{limit}, each {'x'.join(map(str, shape))}"
+
+
+def _best(test: Sequence[Content], steps_per_epoch: float) -> str:
+    """Returns the best accuracy and the first epoch at which it was found."""
+    found = [record for record in test if record.get("accuracy") is not None]
+    if not found:
+        return "unknown"
+    best = max(found, key=lambda record: record["accuracy"])
+    return f"{best['accuracy']:.2%} at epoch {round(best['step'] / steps_per_epoch, 2):g}"
+
+
+def _cost(run: RunFiles) -> dict[str, Any]:
+    summary, start = run.summary, run.flags.get("init_from")
     seconds = summary.get("seconds", {})
     speed = number(summary.get("images_per_second"), ",.0f")
     return {
         "data": summary.get("data", "unknown"),
+        "training images": _images(run, "train"),
+        **({"started from the network of the run": start} if start else {}),
         "parameters": number(summary.get("num_params"), ","),
         "steps": number(summary.get("steps"), ","),
         "training": f"{number(seconds.get('training'), '.1f')} s, {speed} images/s",
@@ -101,7 +117,7 @@ def _cost(summary: Content) -> dict[str, Any]:
 
 
 def _confusions(classes: Sequence[str], counts: Sequence[Sequence[int]], most: int = 5) -> str:
-    """Returns a table of the most frequent errors."""
+    """Returns a table of the most frequent errors, without those that occur once."""
     errors = [
         (count, classes[label], classes[prediction])
         for label, row in enumerate(counts)
@@ -110,13 +126,19 @@ def _confusions(classes: Sequence[str], counts: Sequence[Sequence[int]], most: i
     ]
     if not errors:
         return "The network makes no error on the test images."
-    errors = sorted(errors, key=lambda error: -error[0])[:most]
-    return "The most frequent errors:\n\n" + table(
-        ("label", "prediction", "images"), [(label, guess, n) for n, label, guess in errors]
-    )
+    frequent = sorted((e for e in errors if e[0] > 1), key=lambda error: -error[0])
+    if not frequent:
+        return "The network mistakes no class for the same other class more than once."
+    shown, others = frequent[:most], frequent[most:]
+    rows = [(label, guess, count) for count, label, guess in shown]
+    paragraphs = ["The most frequent errors:", table(("label", "prediction", "images"), rows)]
+    if ties := sum(count == shown[-1][0] for count, _, _ in others):
+        paragraphs.append(f"As frequent as the last one, but not listed: {ties}.")
+    return "\n\n".join(paragraphs)
 
 
-def _use(path: Path) -> list[str]:
+def _use(path: Path, shape: Sequence[int]) -> list[str]:
+    """Returns how to use the network, which takes images of this shape."""
     folder = str(path)
     commands = [
         command("evaluate", folder),
@@ -124,11 +146,12 @@ def _use(path: Path) -> list[str]:
         command("export", folder, "network.jaxexport"),
     ]
     if (path / "tensorboard").exists():
+        commands.append("python -m pip install tensorboard")
         commands.append(shlex.join(["tensorboard", "--logdir", str(path / "tensorboard")]))
     code = f"""import experiments
 
 apply, variables = experiments.load({json.dumps(folder, ensure_ascii=False)})
-logits = apply(variables, images)  # uint8 [n, height, width, channels]"""
+logits = apply(variables, images)  # uint8 [n, {", ".join(map(str, shape))}]"""
     return [fenced("bash", "\n".join(commands)), fenced("python", code)]
 
 
@@ -154,8 +177,3 @@ def title(config: Content, summary: Content) -> str:
     """Returns the name of a run: its network and its data."""
     network = config.get("model", {}).get("name", summary["preset"])
     return f"{network} on {summary.get('data', 'unknown data')}"
-
-
-def command(module: str, *arguments: str) -> str:
-    """Returns a command line that runs a module of the experiments."""
-    return shlex.join(["python", "-m", f"experiments.{module}", *arguments])

@@ -2,9 +2,13 @@
 
 import csv
 import io
+import json
 import math
+import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,7 +16,7 @@ import pytest
 from tensorboardX import RecordWriter
 from tensorboardX.proto import event_pb2
 
-from experiments.config import Config
+from experiments.config import Config, DataConfig
 from experiments.norms import GroupNorm
 from experiments.run import report
 from experiments.run.figures import logarithmic
@@ -50,6 +54,7 @@ def a_run(path, train=None, test=None, classes=("a", "b", "c"), config=None, **c
     folder.write("environment.json", environment)
     summary = {"preset": "digits", "steps_per_epoch": 2, "classes": list(classes), "accuracy": 0.9}
     folder.write("summary.json", summary | changes)
+    folder.write("data.json", {"train_images": [64, 16, 8, 3], "test_images": [32, 16, 8, 3]})
     folder.append(train or [a_step(step) for step in (1, 2, 3, 4)])
     folder.append(test or [an_evaluation(step, len(classes)) for step in (2, 4)])
     return folder
@@ -96,16 +101,59 @@ def test_the_report_says_how_the_run_was_made_and_how_to_go_on(tmp_path):
     assert f"python -m experiments.predict '{path}' IMAGE.png\n" in use
     assert f"python -m experiments.export '{path}' network.jaxexport\n" in use
     assert f'import experiments\n\napply, variables = experiments.load("{path}")\n' in use
+    assert "logits = apply(variables, images)  # uint8 [n, 16, 8, 3]\n" in use
     assert "tensorboard" not in use
     (folder.path / "tensorboard").mkdir()
-    assert f"tensorboard --logdir '{path}/tensorboard'\n" in written_report(folder)
+    install, show = (
+        "python -m pip install tensorboard",
+        f"tensorboard --logdir '{path}/tensorboard'",
+    )
+    assert f"\n{install}\n{show}\n" in written_report(folder)
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_result_explains_training_mode_where_its_accuracy_comes_first(tmp_path):
+def test_the_result_explains_training_mode_before_its_accuracy(tmp_path):
     result = section(written_report(a_run(tmp_path)), "Result")
     assert "| accuracy in training mode | 70.00% |" in result
-    assert result.index("In training mode each batch") > result.index("| accuracy in training mode")
+    assert result.index("the accuracy in training mode,") < result.index("| accuracy |")
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_result_says_which_images_and_which_network_the_run_had(tmp_path):
+    folder = a_run(tmp_path, config=to_dict(Config("digits", data=DataConfig(train_size=64))))
+    folder.write("run.json", {"init_from": None})
+    result = section(written_report(folder), "Result")
+    assert "| training images | 64 (limited by data.train_size), each 16x8x3 |" in result
+    assert "| test images | 32, each 16x8x3 |" in result
+    assert "started from" not in result
+    folder.write("run.json", {"init_from": "runs/first"})
+    start = "| started from the network of the run | runs/first |"
+    assert start in section(written_report(folder), "Result")
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_best_accuracy_has_the_epoch_of_its_checkpoint(tmp_path):
+    scores = {1: 0.5, 2: 0.75, 3: 0.75, 4: 0.7}
+    test = [an_evaluation(step) | {"accuracy": score} for step, score in scores.items()]
+    folder = a_run(tmp_path, test=test)
+    assert "| best accuracy of all evaluations | 75.00% at epoch 1 |" in written_report(folder)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("counts", "shown", "hidden"),
+    [
+        ([[9, 3, 1], [0, 9, 0], [0, 0, 9]], "| a | b | 3 |", "| a | c |"),
+        ([[9, 0, 1], [0, 9, 0], [0, 0, 9]], "no class for the same other class", "| label |"),
+        ([[9, 2, 2], [2, 9, 2], [2, 2, 9]], "not listed: 1.", "| c | b |"),
+        ([[9, 0, 0], [0, 9, 0], [0, 0, 9]], "no error", "| label |"),
+    ],
+)
+def test_errors_that_occur_once_are_not_frequent(tmp_path, counts, shown, hidden):
+    text = written_report(a_run(tmp_path, test=[an_evaluation(4) | {"confusion": counts}]))
+    confusions = section(text, "Confusion matrix")
+    assert shown in confusions
+    assert hidden not in confusions
 
 
 def test_networks_without_running_statistics_have_one_mode(tmp_path):
@@ -118,7 +166,7 @@ def test_networks_without_running_statistics_have_one_mode(tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_changed_settings_come_first_and_those_without_effect_are_left_out(tmp_path):
     settings = section(written_report(a_run(tmp_path)), "Settings")
-    changed, default = settings.split("| setting of the preset digits |")
+    changed, default = settings.split("| setting, as in the preset digits |")
     assert "| epochs | 2.0 |" in changed
     assert "| optimizer.schedule | (0, 1), (1, 0) |" in changed
     assert "| norm.decay | 0.9 |" in default
@@ -131,7 +179,7 @@ def test_changed_settings_come_first_and_those_without_effect_are_left_out(tmp_p
 def test_old_folders_with_other_settings_are_reported(tmp_path):
     config = {"name": "digits", "norm": {"method": "batch", "decay": 0.5, "r_max": 3.0}}
     settings = section(written_report(a_run(tmp_path / "old", config=config)), "Settings")
-    assert "| norm.decay | 0.5 |" in settings.split("| setting of the preset digits |")[0]
+    assert "| norm.decay | 0.5 |" in settings.split("| setting, as in the preset digits |")[0]
     assert "r_max" not in settings
     unknown = a_run(tmp_path / "unknown", config={"name": "digits", "mood": "good"})
     assert "mood" in section(written_report(unknown), "Settings")
@@ -278,6 +326,93 @@ def test_axes_stay_linear_if_a_logarithm_shows_nothing(values):
     logarithmic(axis, values)
     assert axis.get_yscale() == "linear"
     plt.close(figure)
+
+
+def curves(axis):
+    return {line.get_label(): line.get_color() for line in axis.lines}
+
+
+def test_a_color_and_a_label_have_one_meaning(tmp_path, drawn):
+    train = [a_step(step) for step in range(1, 21)]
+    Plots(tmp_path, train, [an_evaluation(20)], 20, ["a", "b", "c"]).write()
+    training_and_test, modes = (
+        curves(drawn["curves.png"].axes[0]),
+        curves(drawn["modes.png"].axes[0]),
+    )
+    assert training_and_test.keys() == {"training, mean of 4 steps", "test"}
+    assert modes["inference mode"] == training_and_test["test"]
+    assert len({*modes.values(), *training_and_test.values()}) == 3
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.995, 1.0])
+def test_a_small_difference_of_accuracies_does_not_fill_the_plot(tmp_path, drawn, accuracy):
+    scores = {"accuracy_plain": accuracy, "accuracy_batch_statistics": abs(accuracy - 0.005)}
+    Plots(tmp_path, [a_step(1)], [an_evaluation(2) | scores], 2, ["a", "b", "c"]).write()
+    low, high = drawn["modes.png"].axes[0].get_ylim()
+    assert high - low == pytest.approx(0.1)
+    assert -0.02 <= low < min(scores.values())
+    assert max(scores.values()) < high <= 1.02 + 1e-9
+
+
+def test_names_of_classes_may_hold_any_character(tmp_path, drawn):
+    names = ("数字", "\ud800", "bell\x07", "two\nlines", "naïve")
+    Plots(tmp_path, [a_step(1)], [an_evaluation(2, len(names))], 2, names).write()
+    figure = drawn["confusion.png"]
+    figure.canvas.draw()
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == ["0: ??", "1: ?", "2: bell?", "two lines", "naïve"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_texts_of_a_report_may_hold_any_character(tmp_path):
+    folder = a_run(tmp_path, classes=("数字", "\ud800", "c"), data="\udcff")
+    report.write_report(folder)
+    for name in ("report.md", "report.html"):
+        text = (folder.path / name).read_text("utf-8")
+        assert "数字" in text
+        assert "\\ud800" in text
+        assert "\\udcff" in text
+
+
+@pytest.mark.slow
+def test_the_command_writes_nothing_to_stderr_without_a_home(tmp_path):
+    folder = a_run(tmp_path / "run", classes=("数字", "\x07", "\ud800"))
+    variables = {k: v for k, v in os.environ.items() if k not in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    home = {"HOME": str(tmp_path / "run" / "summary.json" / "none")}
+    command = [sys.executable, "-m", "experiments.run.report", str(folder.path)]
+    done = subprocess.run(command, env=variables | home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("summary.json", {}, "classes is missing"),
+        ("summary.json", {"preset": "digits", "classes": 3, "steps_per_epoch": 2}, "classes is 3"),
+        ("summary.json", {"preset": "x", "classes": [], "steps_per_epoch": 0}, "steps_per_epoch"),
+        ("environment.json", {"versions": 3}, "versions is 3"),
+        ("environment.json", [], "dictionary"),
+        ("config.json", {"name": "digits", "model": None}, "model is None"),
+        ("data.json", {"train_images": [1, 2, 3, 4]}, "test_images is missing"),
+        ("data.json", {"train_images": [1], "test_images": [1, 2, 3, 4]}, "train_images"),
+        ("run.json", {"init_from": 3}, "init_from is 3"),
+        ("metrics.jsonl", {"kind": "test", "step": 4}, "confusion matrix"),
+        ("metrics.jsonl", {"kind": "test", "step": 4, "confusion": [[1]]}, "confusion matrix"),
+        ("metrics.jsonl", an_evaluation(4) | {"step": None}, "step is None"),
+        ("metrics.jsonl", an_evaluation(4) | {"drift": {"a": 3}}, "an entry is 3"),
+        ("metrics.jsonl", a_step(4) | {"loss": "low"}, "loss is 'low'"),
+    ],
+)
+def test_the_command_names_a_damaged_file(tmp_path, capsys, name, content, words):
+    path = a_run(tmp_path).path / name
+    before = path.read_text() if name == "metrics.jsonl" else ""
+    path.write_text(before + json.dumps(content) + "\n")
+    assert report.main([str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {path} is damaged: ")
+    assert words in printed
+    assert printed.count("\n") == 1
 
 
 def test_the_command_needs_a_finished_run(tmp_path, capsys):
