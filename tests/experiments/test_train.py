@@ -465,6 +465,23 @@ def test_evaluate_takes_the_test_images_of_a_file(whole, tmp_path, capsys):
     assert f"{summary['accuracy']:.2%}" in out
 
 
+def test_evaluate_takes_images_of_some_classes(whole, tmp_path):
+    """Integers are the network's own labels, and strings are matched with its classes."""
+    data, path, output = digits(), tmp_path / "some.npz", tmp_path / "results.json"
+    some = np.flatnonzero(np.isin(data.test_labels, [1, 3]))
+    images, labels = data.test_images[some], data.test_labels[some]
+    names = np.array(["3", "1", "cat"])  # No image is of a cat.
+    for arrays in (
+        {"images": images, "labels": labels},
+        {"images": images, "labels": labels.astype(str)},
+        {"images": images, "labels": (labels == 1).astype(int), "classes": names},
+    ):
+        np.savez(path, **arrays)
+        assert evaluate.main([str(whole), "--data", str(path), "--output", str(output)]) == 0
+        confusion = json.loads(output.read_text())["confusion"]
+        np.testing.assert_array_equal(np.sum(confusion, 1), np.bincount(labels, minlength=10))
+
+
 ALONE = """
 import sys
 for name in ("experiments", "jbn", "flax"):
