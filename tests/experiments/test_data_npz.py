@@ -99,7 +99,7 @@ def test_images_of_some_classes_evaluate_a_network(read, arrays, labels, classes
 
 
 def test_what_holds_no_test_images_does_not_evaluate_a_network(read):
-    with pytest.raises(DataError, match="holds x. It must hold test_images, test_labels, or im"):
+    with pytest.raises(DataError, match="It must hold test_images, test_labels, or images"):
         read({"x": IMAGES}, load=load_tests)
     with pytest.raises(DataError, match="from 0 to 2, and there are 1 classes"):
         read(WHOLE | {"classes": np.array(["a"])}, load=load_tests)
