@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.data import Dataset, all_for_tests, load
+from experiments.data import Tests, expanded, load, load_tests
 from experiments.evaluation import evaluate
-from experiments.placement import place
 from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
@@ -52,47 +52,74 @@ def carry_out(arguments: Arguments) -> dict[str, Any]:
       RunError: the folder holds no trained network, or the images do not fit it.
     """
     trained = Trained.open(arguments.run, arguments.checkpoint)
-    config = trained.learner.config.data
-    stored = stored_run(arguments.run)
-    data_dir, variant = arguments.data_dir or stored.data_dir, stored.data_variant
-    if arguments.data is not None:
-        sizes: dict[str, Any] = {"train_size": None, "test_size": None}
-        if not Path(arguments.data).is_dir():
-            sizes["resize"] = None
-        config = dataclasses.replace(config, dataset=arguments.data, **sizes)
-        data_dir, variant = arguments.data_dir, None
-    dataset = load(config, data_dir, variant)
-    if arguments.data is not None:
-        dataset = _labelled_alike(all_for_tests(dataset), trained)
-    data = place(dataset)._replace(**trained.variables["pixels"])
+    tests = _of_run(arguments, trained) if arguments.data is None else _other(arguments, trained)
+    images, labels = jnp.asarray(tests.images), jnp.asarray(tests.labels)
+    data = trained.pixels._replace(test_images=images, test_labels=labels)
     results = jax.jit(evaluate, static_argnums=0)(trained.learner, trained.state, data)
     results = {name: np.asarray(value).tolist() for name, value in results.items()}
-    _print(dataset, trained, results)
+    _print(tests, trained, results)
     if arguments.output:
-        record = {"run": str(arguments.run), "data": dataset.variant, "step": trained.step}
+        record = {"run": str(arguments.run), "data": tests.variant, "step": trained.step}
         RunFolder(arguments.output.parent).write(arguments.output.name, record | results)
     return results
 
 
-def _labelled_alike(dataset: Dataset, trained: Trained) -> Dataset:
-    """Returns the test images with the labels of the network's classes of the same names."""
-    shape = dataset.test_images.shape[1:]
+def _of_run(arguments: Arguments, trained: Trained) -> Tests:
+    """Returns the test images of the run."""
+    stored = stored_run(arguments.run)
+    data_dir = arguments.data_dir or stored.data_dir
+    data = load(trained.learner.config.data, data_dir, stored.data_variant)
+    tests = Tests(data.test_images, data.test_labels, data.classes, data.variant)
+    return _labelled_alike(tests, trained)
+
+
+def _other(arguments: Arguments, trained: Trained) -> Tests:
+    """Returns the images that `--data` names."""
+    config = dataclasses.replace(trained.learner.config.data, dataset=arguments.data)
+    if not expanded(config.dataset).is_dir():
+        config = dataclasses.replace(config, resize=None)
+    return _labelled_alike(load_tests(config, arguments.data_dir), trained)
+
+
+def _labelled_alike(tests: Tests, trained: Trained) -> Tests:
+    """Returns the images with the network's own labels, as int32."""
+    images = tests.images
+    if images.shape[-1] == 1 and trained.image_shape[-1] == 3:
+        # Training on a folder does the same with the grey images among coloured ones.
+        images = np.repeat(images, 3, -1)
+    shape = images.shape[1:]
     if shape != trained.image_shape:
         raise RunError(
-            f"{dataset.variant} has images of shape {shape}, and the network takes "
+            f"{tests.variant} has images of shape {shape}, and the network takes "
             f"{trained.image_shape}. Choose other images, or give them this shape."
         )
-    unknown = sorted(set(dataset.classes) - set(trained.classes))
-    if unknown:
+    numbers = _numbers(tests, trained.classes)
+    return tests._replace(images=images, labels=numbers, classes=trained.classes)
+
+
+def _numbers(tests: Tests, classes: tuple[str, ...]) -> np.ndarray:
+    """Returns the places of the labels in the network's classes."""
+    if tests.classes is None:
+        low, high = int(tests.labels.min()), int(tests.labels.max())
+        if low < 0 or high >= len(classes):
+            raise RunError(
+                f"{tests.variant} holds labels from {low} to {high}, and the network has "
+                f"{len(classes)} classes. Number them from 0 to {len(classes) - 1}, in this order: "
+                f"{', '.join(classes)}."
+            )
+        return tests.labels.astype(np.int32)
+    places = [classes.index(name) if name in classes else -1 for name in tests.classes]
+    numbers = np.array(places, np.int32)[tests.labels]
+    if numbers.min() < 0:
+        unknown = tests.classes[tests.labels[numbers.argmin()]]
         raise RunError(
-            f"{dataset.variant} has the class {unknown[0]!r}, which the network does not know. Its "
-            f"classes are: {', '.join(trained.classes)}."
+            f"{tests.variant} has the class {unknown!r}, which the network does not know. Its "
+            f"classes are: {', '.join(classes)}."
         )
-    numbers = np.array([trained.classes.index(name) for name in dataset.classes], np.int32)
-    return dataset._replace(test_labels=numbers[dataset.test_labels], classes=trained.classes)
+    return numbers
 
 
-def _print(dataset: Dataset, trained: Trained, results: dict[str, Any]) -> None:
+def _print(tests: Tests, trained: Trained, results: dict[str, Any]) -> None:
     config = trained.learner.config
     rows = {"accuracy": f"{results['accuracy']:.2%}"}
     if config.views != "plain":
@@ -101,8 +128,8 @@ def _print(dataset: Dataset, trained: Trained, results: dict[str, Any]) -> None:
         mode = "accuracy in training mode (normalized by batches of test images)"
         rows[mode] = f"{results['accuracy_batch_statistics']:.2%}"
     rows["loss"] = f"{results['loss']:.4f}"
-    count = len(dataset.test_labels)
-    print(f"{dataset.variant}: {count} test images, weights after step {trained.step}")
+    count = len(tests.labels)
+    print(f"{tests.variant}: {count} test images, weights after step {trained.step}")
     for name, value in rows.items():
         print(f"{name}: {value}")
 

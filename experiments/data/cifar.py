@@ -8,6 +8,7 @@ from experiments.data import cifar_pickle
 from experiments.data.cifar_files import Files, download, find
 from experiments.data.cifar_kinds import CIFAR10_CLASSES, KINDS, PIXELS, Kind
 from experiments.data.dataset import DataError, Dataset
+from experiments.data.names import check_names
 
 
 def load(name: str, data_dir: Path | None, variant: str | None) -> Dataset:
@@ -106,4 +107,5 @@ def _classes(kind: Kind, files: Files) -> tuple[str, ...]:
             f"{place} holds {len(set(names))} names of classes instead of {kind.classes}: it is "
             "damaged. Unpack the archive again, or delete this file."
         )
+    check_names(place, names)
     return tuple(names)

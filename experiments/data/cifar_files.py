@@ -2,7 +2,6 @@
 
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import requests
 from experiments.data.cifar_kinds import SITE, Kind, Version
 from experiments.data.dataset import DataError
 from experiments.data.listing import listing
+from experiments.data.paths import expanded, is_special
 
 
 class Files(NamedTuple):
@@ -60,7 +60,7 @@ def find(kind: Kind, path: Path) -> Files:
     Raises:
       DataError: the files are not there, or the archive cannot be read.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_file():
         return _in_archive(kind, path)
     try:
@@ -86,6 +86,10 @@ def _expected(kind: Kind) -> str:
 
 
 def _read(path: Path) -> bytes | None:
+    if is_special(path):
+        raise DataError(
+            f"{path} is a device or a pipe instead of a file. Unpack the archive again."
+        )
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -110,7 +114,9 @@ def _in_archive(kind: Kind, path: Path) -> Files:
                 file = archive.extractfile(member) if member.isfile() and name in wanted else None
                 if file is not None:
                     contents[name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Damaged archives raise errors of all kinds.
         raise DataError(
             f"{path} cannot be read as an archive ({type(error).__name__}): it is damaged, or no "
             ".tar.gz file. Download it again, or leave --data-dir out."

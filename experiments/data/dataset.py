@@ -8,7 +8,15 @@ import numpy as np
 
 
 class DataError(Exception):
-    """The data is missing or damaged. The message says what to do."""
+    """The data is missing or damaged. The message says what to do.
+
+    Args:
+      message: the message. Its control characters are escaped.
+    """
+
+    def __init__(self, message: str):
+        # Names of files may hold line breaks, and an error has one line.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Dataset(NamedTuple):
@@ -21,7 +29,6 @@ class Dataset(NamedTuple):
       test_labels: `[m]` int32.
       classes: name of each label.
       variant: name of the data in reports.
-      is_split: whether the data has no test images of its own, and some are kept for tests.
     """
 
     train_images: np.ndarray
@@ -30,7 +37,23 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     classes: tuple[str, ...]
     variant: str
-    is_split: bool = False
+
+
+class Tests(NamedTuple):
+    """Images to evaluate a trained network on.
+
+    Attributes:
+      images: `[n, height, width, channels]` uint8.
+      labels: `[n]` integers: places in `classes`.
+      classes: name of each label, of which some may have no image. None if the labels have no
+        names: then they are the network's own numbers, and may be out of its range.
+      variant: name of the data in reports.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+    variant: str
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.data.dataset import DataError
+from experiments.data.paths import is_special
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -62,6 +63,8 @@ def _decoded(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, bool
       path: the file.
       size: width and height that the image gets; by default it keeps its own.
     """
+    if is_special(path):
+        raise DataError(f"{path} is a device or a pipe instead of an image file. Remove it.")
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
@@ -70,6 +73,10 @@ def _decoded(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, bool
             image = (image.convert("RGBA") if mode in ("P", "PA") else image).convert("RGB")
     except MemoryError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist. Check its name, and where it leads if it is a link."
+        ) from error
     except Exception as error:  # Damaged images raise errors of all kinds.
         raise DataError(
             f"{path} cannot be read as an image ({type(error).__name__}). Replace or remove it."

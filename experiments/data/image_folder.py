@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset
+from experiments.data.dataset import DataError, Dataset, Tests
 from experiments.data.image_files import SUFFIXES, read
+from experiments.data.names import check_names
 from experiments.data.order import KEPT, mixed, split
 
 _TESTS = ("test", "val", "validation")
@@ -30,18 +31,10 @@ def load(path: Path, resize: int | None, variant: str | None) -> Dataset:
     Raises:
       DataError: images are missing, damaged or of several sizes.
     """
-    if resize is not None and resize < 1:
-        raise DataError(f"data.resize={resize} must be at least 1.")
-    variant = variant or path.resolve().name
-    if resize is not None:
-        variant = f"{variant}, resized to {resize}x{resize}"
+    variant = _variant(path, resize, variant)
     train, test = _parts(path)
     classes = tuple(sorted(train))
-    for name in classes:
-        if not name.isprintable():
-            raise DataError(f"{path}: the folder {name!a} has an unreadable name. Rename it.")
-    files = [file for name in classes for file in train[name]]
-    labels = _labels(classes, train)
+    files, labels = _labelled(classes, train)
     if test is None:
         images = read(files, resize)
         first, second = split(labels)
@@ -54,17 +47,44 @@ def load(path: Path, resize: int | None, variant: str | None) -> Dataset:
             *(images[first], labels[first], images[second], labels[second]),
             classes=classes,
             variant=f"{variant}, {KEPT}",
-            is_split=True,
         )
-    test_files = [file for name in sorted(test) for file in test[name]]
+    test_files, test_labels = _labelled(classes, test)
     # All are read together, because colour in either part makes all images colour.
     images = read(files + test_files, resize)
     return Dataset(
         *mixed(images[: len(files)], labels),
-        *mixed(images[len(files) :], _labels(classes, test)),
+        *mixed(images[len(files) :], test_labels),
         classes=classes,
         variant=variant,
     )
+
+
+def load_tests(path: Path, resize: int | None, variant: str | None) -> Tests:
+    """Returns the images in the folder `test`, or all images in a folder without `train`.
+
+    Args:
+      path: see `load`.
+      resize: see `load`.
+      variant: see `load`.
+
+    Raises:
+      DataError: images are missing, damaged or of several sizes.
+    """
+    variant = _variant(path, resize, variant)
+    divided = _divided(path)
+    found = _files(divided[1] if divided else path)
+    classes = tuple(sorted(found))
+    files, labels = _labelled(classes, found)
+    return Tests(*mixed(read(files, resize), labels), classes, variant)
+
+
+def _variant(path: Path, resize: int | None, variant: str | None) -> str:
+    variant = variant or path.resolve().name
+    if resize is None:
+        return variant
+    if resize < 1:
+        raise DataError(f"data.resize={resize} must be at least 1.")
+    return f"{variant}, resized to {resize}x{resize}"
 
 
 _Files = dict[str, list[Path]]  # The images of each class.
@@ -72,24 +92,32 @@ _Files = dict[str, list[Path]]  # The images of each class.
 
 def _parts(path: Path) -> tuple[_Files, _Files | None]:
     """Returns training images, and test images if they have a folder of their own."""
+    divided = _divided(path)
+    if divided is None:
+        return _files(path), None
+    train, test = map(_files, divided)
+    unknown = sorted(set(test) - set(train))
+    if unknown:
+        raise DataError(
+            f"{divided[1] / unknown[0]} has no folder of this name in {divided[0]}. Add training "
+            "images of this class, or remove it."
+        )
+    return train, test
+
+
+def _divided(path: Path) -> tuple[Path, Path] | None:
+    """Returns the folders of training and of test images, if there are such folders."""
     folders = _folders(path)
     # Without folders in it, `train` is a class.
     if "train" not in folders or not _folders(folders["train"]):
-        return _files(path), None
+        return None
     name = next((name for name in _TESTS if name in folders), None)
     if name is None:
         raise DataError(
             f"{path} holds train/ with folders in it, but no test/, val/ or validation/. Add test "
-            "images, or pass the folder train itself to keep a fifth of it for tests."
+            "images, or pass the folder train itself, of which training keeps a fifth for tests."
         )
-    train, test = _files(folders["train"]), _files(folders[name])
-    unknown = sorted(set(test) - set(train))
-    if unknown:
-        raise DataError(
-            f"{folders[name] / unknown[0]} has no folder of this name in {folders['train']}. Add "
-            "training images of this class, or remove it."
-        )
-    return train, test
+    return folders["train"], folders[name]
 
 
 def _files(path: Path) -> _Files:
@@ -110,6 +138,7 @@ def _files(path: Path) -> _Files:
             )
         if not files[name]:
             raise DataError(f"{folder} holds no images. Add images of this class, or remove it.")
+    check_names(path, files)
     return files
 
 
@@ -127,6 +156,7 @@ def _visible(path: Path) -> list[Path]:
     return [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
 
 
-def _labels(classes: tuple[str, ...], files: _Files) -> np.ndarray:
+def _labelled(classes: tuple[str, ...], files: _Files) -> tuple[list[Path], np.ndarray]:
+    """Returns the images of all classes, and their labels."""
     labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
-    return np.array(labels, np.int32)
+    return [file for name in classes for file in files.get(name, ())], np.array(labels, np.int32)

@@ -1,17 +1,16 @@
 """A data set in a NumPy file, `.npz`."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset
+from experiments.data.dataset import DataError, Dataset, Tests
 from experiments.data.listing import listing
-from experiments.data.npz_labels import number
+from experiments.data.npz_labels import number, placed
 from experiments.data.order import KEPT, mixed, split
 
 _PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+_TESTS = _PARTS[2:]
 _WHOLE = ("images", "labels")
 
 
@@ -28,11 +27,8 @@ def load(path: Path, variant: str | None) -> Dataset:
     Raises:
       DataError: the file is damaged or holds something else.
     """
-    arrays = _arrays(path)
-    variant, names = variant or path.name, arrays.pop("classes", None)
-    images = {key: _images(path, key, arrays[key]) for key in arrays if key.endswith("images")}
-    labels = {key: arrays[key] for key in arrays if key.endswith("labels")}
-    _check_lengths(path, images, labels)
+    images, labels, names = _read(path, _PARTS)
+    variant = variant or path.name
     numbers, classes = number(path, labels, names)
     if "images" in images:
         return _split(path, images["images"], numbers[0], classes, f"{variant}, {KEPT}")
@@ -42,6 +38,23 @@ def load(path: Path, variant: str | None) -> Dataset:
         raise DataError(f"{path}: {sizes}. All images must have the same size.")
     train, test = map(mixed, images.values(), numbers)
     return Dataset(*train, *test, classes, variant)
+
+
+def load_tests(path: Path, variant: str | None) -> Tests:
+    """Returns the test images in a file, or all images if it does not divide them.
+
+    Args:
+      path: see `load`. Training images may be missing. Integer labels without `classes` are the
+        network's own numbers.
+      variant: name of the data in reports; by default the file's name.
+
+    Raises:
+      DataError: the file is damaged or holds something else.
+    """
+    images, labels, names = _read(path, _TESTS)
+    placed_labels, classes = placed(path, labels, names)
+    test = mixed(*images.values(), *placed_labels.values())
+    return Tests(*test, classes, variant or path.name)
 
 
 def _split(
@@ -54,28 +67,50 @@ def _split(
             f"Add images, or store {', '.join(_PARTS)}."
         )
     parts = images[train], labels[train], images[test], labels[test]
-    return Dataset(*parts, classes, variant, is_split=True)
+    return Dataset(*parts, classes, variant)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of use, in the order of `_PARTS` or `_WHOLE`."""
+_Arrays = dict[str, np.ndarray]
+
+
+def _read(path: Path, divided: tuple[str, ...]) -> tuple[_Arrays, _Arrays, np.ndarray | None]:
+    """Returns images and labels by their key, in order, and the names of the classes.
+
+    Args:
+      path: the file.
+      divided: keys to read. If one is missing, these are `_WHOLE`.
+    """
+    arrays = _arrays(path, divided)
+    names = arrays.pop("classes", None)
+    images = {key: _images(path, key, arrays[key]) for key in arrays if key.endswith("images")}
+    labels = {key: arrays[key] for key in arrays if key.endswith("labels")}
+    _check_lengths(path, images, labels)
+    return images, labels, names
+
+
+def _arrays(path: Path, divided: tuple[str, ...]) -> _Arrays:
+    must = f"It must hold {', '.join(divided)}, or {' and '.join(_WHOLE)}"
     try:
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"{path} holds a single array. It must hold {', '.join(_PARTS)}, or "
-                    f"{' and '.join(_WHOLE)}: write it with numpy.savez."
-                )
+                raise DataError(f"{path} holds a single array. {must}: write it with numpy.savez.")
             keys = set(file.files)
-            wanted = _PARTS if keys.issuperset(_PARTS) else _WHOLE
+            wanted = divided if keys.issuperset(divided) else _WHOLE
             if not keys.issuperset(wanted):
-                raise DataError(
-                    f"{path} holds {listing(sorted(keys))}. It must hold "
-                    f"{', '.join(_PARTS)}, or {' and '.join(_WHOLE)}."
-                )
+                raise DataError(f"{path} holds {listing(sorted(keys))}. {must}.")
             arrays = {key: file[key] for key in (*wanted, "classes") if key in keys}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            for array in arrays.values():
+                if isinstance(array, np.ndarray) and array.dtype.kind == "U":
+                    array.tolist()  # Damaged strings hold numbers that are no characters.
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(
+            f"{path} holds an array that is too large for the memory, or is damaged. Store fewer "
+            "images, or write it anew with numpy.savez."
+        ) from error
+    except Exception as error:  # Damaged files raise errors of all kinds.
         if "Object arrays" in str(error):
             raise DataError(
                 f"{path} holds an array of Python objects, which is not read. Convert it to "
@@ -100,9 +135,7 @@ def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images if images.ndim == 4 else images[..., np.newaxis])
 
 
-def _check_lengths(
-    path: Path, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]
-) -> None:
+def _check_lengths(path: Path, images: _Arrays, labels: _Arrays) -> None:
     for (key, found), (images_key, of) in zip(labels.items(), images.items(), strict=True):
         if found.shape != (len(of),):
             raise DataError(

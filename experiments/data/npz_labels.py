@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.dataset import DataError
+from experiments.data.names import check_names
+
+_Arrays = dict[str, np.ndarray]
 
 
 def number(
-    path: Path, labels: dict[str, np.ndarray], names: np.ndarray | None
+    path: Path, labels: _Arrays, names: np.ndarray | None
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
     """Returns labels as int32, and the name of each class.
 
@@ -21,6 +24,33 @@ def number(
     Raises:
       DataError: labels are something else, or training images lack a class.
     """
+    labels, classes = placed(path, labels, names)
+    if classes is None:
+        classes = tuple(map(str, range(_count(path, labels))))
+    key, train = next(iter(labels.items()))
+    missing = sorted(set(range(len(classes))) - set(np.unique(train).tolist()))
+    if missing:
+        raise DataError(
+            f"{path}: {key} lacks class {classes[missing[0]]!r}. Add training images of it, or "
+            "remove the class."
+        )
+    return [found.astype(np.int32) for found in labels.values()], classes
+
+
+def placed(
+    path: Path, labels: _Arrays, names: np.ndarray | None
+) -> tuple[_Arrays, tuple[str, ...] | None]:
+    """Returns labels as places among the names of classes, and these names.
+
+    Args:
+      path: the file, for errors.
+      labels: labels by their key: `[n]` integers or strings.
+      names: names of the classes in order, if the file has them. By default strings are sorted;
+        integers have no names then, and are returned as they are.
+
+    Raises:
+      DataError: labels are something else, or outside of `names`.
+    """
     kinds = {found.dtype.kind for found in labels.values()}
     if not (kinds <= set("iu") or kinds == {"U"}):
         found = ", ".join(f"{key} is {found.dtype}" for key, found in labels.items())
@@ -31,7 +61,8 @@ def number(
             classes = tuple(np.unique(np.concatenate(list(labels.values()))).tolist())
         labels = {key: _places(path, key, found, classes) for key, found in labels.items()}
     if classes is None:
-        classes = tuple(map(str, range(_count(path, labels))))
+        return labels, None
+    check_names(path, classes)
     for key, found in labels.items():
         low, high = int(found.min()), int(found.max())
         if low < 0 or high >= len(classes):
@@ -39,14 +70,7 @@ def number(
                 f"{path}: {key} holds labels from {low} to {high}, and there are {len(classes)} "
                 f"classes. Labels must be from 0 to {len(classes) - 1}."
             )
-    key, train = next(iter(labels.items()))
-    missing = sorted(set(range(len(classes))) - set(np.unique(train).tolist()))
-    if missing:
-        raise DataError(
-            f"{path}: {key} lacks class {classes[missing[0]]!r}. Add training images of it, or "
-            "remove the class."
-        )
-    return [found.astype(np.int32) for found in labels.values()], classes
+    return labels, classes
 
 
 def _names(path: Path, names: np.ndarray) -> tuple[str, ...]:

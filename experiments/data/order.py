@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from experiments.data.dataset import Dataset
-
 SEED = 0
 KEPT = "a fifth of each class kept for tests"
 
@@ -19,16 +17,6 @@ def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     test = np.zeros(len(labels), bool)
     test[several[2::5]] = True
     return shuffled[~test[shuffled]], shuffled[test[shuffled]]
-
-
-def all_for_tests(dataset: Dataset) -> Dataset:
-    """Returns the data set with all images as test images, if it has no test images of its own."""
-    if not dataset.is_split:
-        return dataset
-    images = np.concatenate([dataset.train_images, dataset.test_images])
-    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
-    variant = dataset.variant.replace(f", {KEPT}", "")
-    return dataset._replace(test_images=images, test_labels=labels, variant=variant)
 
 
 def mixed(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.config import DataConfig
-from experiments.data.dataset import DataError, Dataset
+from experiments.data.dataset import DataError, Dataset, Tests
 
 
 def part(dataset: Dataset, config: DataConfig) -> Dataset:
@@ -20,10 +20,17 @@ def part(dataset: Dataset, config: DataConfig) -> Dataset:
         test_images=_shrunk(dataset.test_images[:test], config.shrink),
         test_labels=dataset.test_labels[:test],
     )
-    if config.shrink == 1:
-        return dataset
-    height, width = dataset.train_images.shape[1:3]
-    return dataset._replace(variant=f"{dataset.variant}, shrunk to {width}x{height}")
+    return dataset._replace(variant=_variant(dataset.variant, dataset.train_images, config.shrink))
+
+
+def shrunk(tests: Tests, by: int) -> Tests:
+    """Returns all images, shrunk.
+
+    Raises:
+      DataError: the images' sides are not a multiple of `by`.
+    """
+    images = _shrunk(tests.images, by)
+    return tests._replace(images=images, variant=_variant(tests.variant, images, by))
 
 
 def _size(name: str, size: int | None, available: int) -> int:
@@ -43,3 +50,8 @@ def _shrunk(images: np.ndarray, by: int) -> np.ndarray:
         return images
     squares = images.reshape(number, height // by, by, width // by, by, channels)
     return np.round(squares.mean((2, 4))).astype(np.uint8)
+
+
+def _variant(variant: str, images: np.ndarray, by: int) -> str:
+    height, width = images.shape[1:3]
+    return variant if by == 1 else f"{variant}, shrunk to {width}x{height}"

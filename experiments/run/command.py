@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.config import Config
 from experiments.configs import DESCRIPTIONS, PRESETS
-from experiments.data import NAMES
+from experiments.data import NAMES, expanded
 from experiments.run.checks import check
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError
@@ -73,8 +73,10 @@ def with_setting(config: Config, name: str, value: str) -> Config:
 
 def _with_absolute_data(config: Config) -> Config:
     """Returns the configuration with an absolute path of the data, which holds in any folder."""
-    path = Path(config.data.dataset).expanduser()
-    if config.data.dataset in NAMES or not path.exists():
+    if config.data.dataset in NAMES:
+        return config
+    path = expanded(config.data.dataset)
+    if not path.exists():
         return config
     data = dataclasses.replace(config.data, dataset=str(path.absolute()))
     return dataclasses.replace(config, data=data)

@@ -62,10 +62,12 @@ def config_in(path: Path) -> Config:
     Raises:
       RunError: the file cannot be read or holds something else.
     """
-    if path.is_dir():
-        return stored_config(path)
     try:
+        if path.is_dir():
+            return stored_config(path)
         return from_dict(json.loads(path.read_text()))
+    except RunError as error:
+        raise RunError(f"--config {path}: {error}") from error
     except OSError as error:
         raise RunError(f"--config {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -34,6 +34,14 @@ def test_part_of_the_images_shrunk():
         np.testing.assert_array_equal(labels, labels_of)
 
 
+def test_all_test_images_evaluate_a_network():
+    tests = data.load_tests(DataConfig(train_size=20, test_size=10, shrink=4))
+    whole = data.load(DataConfig(shrink=4))
+    np.testing.assert_array_equal(tests.images, whole.test_images)
+    np.testing.assert_array_equal(tests.labels, whole.test_labels)
+    assert (tests.classes, tests.variant) == (whole.classes, whole.variant)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -54,6 +62,10 @@ def test_what_images_there_are_not_is_refused(config, message):
     [
         ({"dataset": "cifar11"}, (), "=cifar11 is no data set.* digits, cifar10, cifar100, or"),
         ({"dataset": "gone.npz"}, (), "=gone.npz is no data set"),
+        ({"dataset": "two\nlines"}, (), r"=two\\nlines is no data set"),
+        ({"dataset": "~nobody-here/x"}, (), "~nobody-here/x starts with the home folder"),
+        ({"dataset": "cifar10"}, ("~nobody-here/x",), "~nobody-here/x starts with the home"),
+        ({"dataset": "/dev/null"}, (), "=/dev/null is neither a file nor a folder, but a device"),
         ({"resize": 8}, (), "resize=8 has no effect with data.dataset=digits"),
         ({"dataset": "cifar10", "resize": 8}, (), "resize=8 has no effect"),
         ({"dataset": "empty.npz", "resize": 8}, (), "resize=8 has no effect"),

@@ -282,6 +282,13 @@ def test_classes_of_cifar100_are_numbers_without_their_file(tmp_path, version):
         names.write_bytes(pickle.dumps({b"fine_label_names": [b"apple", b"bear"]}))
     with pytest.raises(data.DataError, match=f"{names.name} holds 2 names .* instead of 100"):
         load("cifar100", folder)
+    unreadable = [b"\x1b[1m", *(name.encode() for name in NAMES[1:])]
+    if version == "binary":
+        names.write_bytes(b"\n".join(unreadable))
+    else:
+        names.write_bytes(pickle.dumps({b"fine_label_names": unreadable}))
+    with pytest.raises(data.DataError, match=rf"{names.name}: the class '\\x1b.* unreadable name"):
+        load("cifar100", folder)
     names.unlink()
     assert load("cifar100", folder).classes == tuple(map(str, range(100)))
 
@@ -309,6 +316,20 @@ def half_an_archive(folder):
     folder.write_bytes(whole.read_bytes()[:20_000])
 
 
+def damaged_xz(folder):
+    with tarfile.open(folder, "w:xz") as archive:
+        archive.add(write(folder.parent / "x", "cifar10", "binary"))
+    content = bytearray(folder.read_bytes())
+    content[20_000:20_100] = bytes(100)
+    folder.write_bytes(content)
+
+
+def a_pipe(folder):
+    write(folder, "cifar10", "binary")
+    (folder / "data_batch_1.bin").unlink()
+    os.mkfifo(folder / "data_batch_1.bin")
+
+
 def other_archive(folder):
     packed(write(folder.parent / "x", "cifar100", "binary"), folder)
 
@@ -326,6 +347,8 @@ def not_there(folder):
         (other_kind, ["holds fine_label_names.txt, test.bin, train.bin", "cifar-10-batches-bin"]),
         (no_archive, ["cannot be read as an archive", "leave --data-dir out"]),
         (half_an_archive, ["cannot be read as an archive"]),
+        (damaged_xz, ["cannot be read as an archive", "damaged"]),
+        (a_pipe, ["data_batch_1.bin is a device or a pipe"]),
         (other_archive, ["holds x, x/", "cifar-10-batches-bin"]),
     ],
 )

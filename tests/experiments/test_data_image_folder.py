@@ -1,11 +1,15 @@
 """Data sets in folders of images."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.config import DataConfig
-from experiments.data import DataError, load
+from experiments.data import DataError, load, load_tests
+from experiments.data.image_files import read_one
 
 RNG = np.random.default_rng(0)
 
@@ -59,6 +63,21 @@ def test_folders_of_training_and_test_images(tmp_path, test):
     np.testing.assert_array_equal(dataset.train_images[:, 0, 0, 0], 10 * dataset.train_labels)
     assert len(set(dataset.train_labels[:10].tolist())) == 3
     assert dataset.variant == "ours"
+
+
+@pytest.mark.parametrize("test", ["", "test"])
+def test_images_of_some_classes_evaluate_a_network(tmp_path, test):
+    """All are used if they are not divided; otherwise those in the folder of tests."""
+    if test:
+        classes(tmp_path / "train", 1)
+    write(tmp_path / test / "yak" / "0.png", 7)
+    write(tmp_path / test / "bee" / "0.png", 5)
+    tests = load_tests(DataConfig(str(tmp_path), resize=8, test_size=1))
+    assert tests.images.shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(np.sort(tests.images[:, 0, 0, 0]), [5, 7])
+    np.testing.assert_array_equal(tests.images[:, 0, 0, 0], 5 + 2 * tests.labels)
+    assert tests.classes == ("bee", "yak")
+    assert tests.variant == f"{tmp_path.name}, resized to 8x8"
 
 
 def test_a_class_may_be_named_train(tmp_path):
@@ -181,6 +200,27 @@ def sixteen_bits(folder):
     Image.fromarray(np.full((4, 6), 999, np.uint16)).save(folder / "ant" / "3.png")
 
 
+def pipe(folder):
+    classes(folder)
+    os.mkfifo(folder / "bee" / "pipe.png")
+
+
+def dangling(folder):
+    classes(folder)
+    (folder / "bee" / "3.png").unlink()
+    (folder / "bee" / "3.png").symlink_to("nowhere")
+
+
+def line_break(folder):
+    classes(folder)
+    (folder / "bee" / "two\nlines.png").touch()
+
+
+def unreadable_name(folder):
+    classes(folder)
+    (folder / "bee").rename(folder / "b\nee")
+
+
 def few(folder):
     write(folder / "ant" / "0.png")
 
@@ -201,6 +241,10 @@ def few(folder):
         (unreadable, {}, ["bee/3.png cannot be read as an image", "remove"]),
         (cut_short, {}, ["bee/3.png cannot be read as an image"]),
         (sixteen_bits, {}, ["ant/3.png has more than 8 bits"]),
+        (pipe, {}, ["bee/pipe.png is a device or a pipe", "Remove"]),
+        (dangling, {}, ["bee/3.png does not exist", "if it is a link"]),
+        (line_break, {}, [r"bee/two\nlines.png cannot be read as an image"]),
+        (unreadable_name, {}, [r"class 'b\nee' has an unreadable name", "Rename"]),
         (few, {}, ["1 images are too few"]),
         (classes, {"resize": 0}, ["data.resize=0 must be at least 1"]),
     ],
@@ -213,3 +257,8 @@ def test_other_folders_are_refused_in_one_line(tmp_path, make, config, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_image_that_is_not_there():
+    with pytest.raises(DataError, match=r"nowhere.png does not exist"):
+        read_one(Path("nowhere.png"), (4, 6, 3))

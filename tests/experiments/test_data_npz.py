@@ -1,12 +1,13 @@
 """Data sets in `.npz` files."""
 
 import io
+import zipfile
 
 import numpy as np
 import pytest
 
 from experiments.config import DataConfig
-from experiments.data import DataError, load
+from experiments.data import DataError, load, load_tests
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 4, 6, 3), np.uint8)
@@ -22,7 +23,7 @@ WHOLE = {"images": IMAGES, "labels": LABELS}
 
 @pytest.fixture
 def read(tmp_path):
-    def read(arrays, *variant, **config):
+    def read(arrays, *variant, load=load, **config):
         path = tmp_path / "mine.npz"
         path.write_bytes(arrays) if isinstance(arrays, bytes) else np.savez(path, **arrays)
         return load(DataConfig(str(path), **config), None, *variant)
@@ -76,6 +77,34 @@ def test_strings_are_numbered_by_name_or_by_classes(read):
     np.testing.assert_array_equal(np.bincount(dataset.train_labels), [8, 8, 8])
 
 
+@pytest.mark.parametrize(
+    ("arrays", "labels", "classes"),
+    [
+        ({"labels": 2 * LABELS + 1}, 2 * LABELS + 1, None),
+        ({"labels": LABELS // 2, "classes": np.array(list("abc"))}, LABELS // 2, tuple("abc")),
+        ({"labels": np.array(["b", "a", "c"])[LABELS]}, np.array([1, 0, 2])[LABELS], tuple("abc")),
+        ({"images": IMAGES[:1], "labels": LABELS[:1] - 7}, LABELS[:1] - 7, None),
+        (PARTS | {"test_labels": LABELS[20:] + 9}, LABELS[20:] + 9, None),
+        ({"test_images": IMAGES[:3], "test_labels": LABELS[:3]}, LABELS[:3], None),
+    ],
+)
+def test_images_of_some_classes_evaluate_a_network(read, arrays, labels, classes):
+    arrays = {"images": IMAGES} | arrays
+    tests = read(arrays, load=load_tests, test_size=1)
+    np.testing.assert_array_equal(tests.images, arrays.get("test_images", arrays["images"]))
+    np.testing.assert_array_equal(tests.labels, labels)
+    assert tests.classes == classes
+    assert tests.variant == "mine.npz"
+    assert read(arrays, "ours", load=load_tests, shrink=2).variant == "ours, shrunk to 3x2"
+
+
+def test_what_holds_no_test_images_does_not_evaluate_a_network(read):
+    with pytest.raises(DataError, match="It must hold test_images, test_labels, or images"):
+        read({"x": IMAGES}, load=load_tests)
+    with pytest.raises(DataError, match="from 0 to 2, and there are 1 classes"):
+        read(WHOLE | {"classes": np.array(["a"])}, load=load_tests)
+
+
 def npy(array):
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -88,6 +117,34 @@ def npz(**arrays):
     return buffer.getvalue()
 
 
+def zipped(images, compression):
+    """Returns a file with these bytes as its images."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        file.writestr("images.npy", images)
+        file.writestr("labels.npy", npy(LABELS))
+    return buffer.getvalue()
+
+
+def claiming(shape):
+    """Returns a file whose images have another shape in their header."""
+    content = npy(IMAGES)
+    header = content[10:128].replace(b"(30, 4, 6, 3)", shape)
+    length = len(header).to_bytes(2, "little")
+    return zipped(content[:8] + length + header + content[128:], zipfile.ZIP_STORED)
+
+
+def damaged(compression):
+    content = bytearray(zipped(npy(IMAGES), compression))
+    content[200:220] = bytes(20)
+    return bytes(content)
+
+
+def no_characters():
+    """Returns strings of numbers that are no characters."""
+    return np.full((len(LABELS), 1), 2**31 - 1, np.uint32).view("<U1")[:, 0]
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -95,6 +152,15 @@ def npz(**arrays):
         (b"some text", ["no .npz file", "numpy.savez"]),
         (npz(**WHOLE)[:-30], ["damaged"]),
         (npz(**WHOLE)[:300].ljust(9000, b"x"), ["damaged"]),
+        (damaged(zipfile.ZIP_DEFLATED), ["damaged"]),
+        (damaged(zipfile.ZIP_BZIP2), ["damaged"]),
+        (damaged(zipfile.ZIP_LZMA), ["damaged"]),
+        (claiming(b"(1000000000000, 8, 8)"), ["too large for the memory", "or is damaged"]),
+        (claiming(b"(1" + b"0" * 400 + b", 8, 8)"), ["damaged"]),
+        (claiming(b"(30, 4, 6"), ["damaged"]),
+        (WHOLE | {"labels": no_characters()}, ["damaged"]),
+        (WHOLE | {"labels": np.array(["a", "b", "\ud800"])[LABELS]}, [r"class '\ud800'", "Rename"]),
+        (WHOLE | {"classes": np.array(["a", "b", "\x1b[1m"])}, [r"class '\x1b[1m'", "Rename"]),
         (npy(IMAGES), ["a single array"]),
         ({"x": IMAGES, "y": LABELS}, ["holds x, y", "train_images", "images and labels"]),
         ({key: PARTS[key] for key in list(PARTS)[:3]}, ["holds test_images, train_images"]),

@@ -166,7 +166,7 @@ SETTINGS = {
     "digits --devices 1 --sweep data.dataset digits a.npz": "a.npz",
     "digits --seed 2147483647 --seeds 2": "--seeds 2",
     "digits --config=": "--config",
-    "--config= digits": "The preset digits goes first",
+    "--config= digits": "--config .",
     "digits --sweep norm.decay 0.5 0.5": "--sweep norm.decay",
     "digits --sweep norm.decay 0.5 2": "--sweep norm.decay 2",
     "digits --sweep norm.decay 0.5 x": "--sweep norm.decay x",
@@ -382,6 +382,9 @@ def test_evaluate_refuses_images_that_do_not_fit(whole, capfd):
     check([whole, "--data", "classes.npz"], "class 'cat', which the network", capfd, evaluate)
     np.savez("sizes.npz", images=np.zeros((100, 4, 4), np.uint8), labels=np.arange(100) % 10)
     check([whole, "--data", "sizes.npz"], "(4, 4, 1)", capfd, evaluate)
+    np.savez("labels.npz", images=images, labels=np.array([3, 12] * 10))
+    check([whole, "--data", "labels.npz"], "labels from 3 to 12", capfd, evaluate)
+    check([whole, "--data", "~nobody-here/x"], "~nobody-here/x", capfd, evaluate)
     check([whole, "--data", "nowhere.npz"], "nowhere.npz", capfd, evaluate)
     check([whole, "--data", "digits", "--data-dir", "X"], "--data-dir X", capfd, evaluate)
     check([whole, "--output", "sizes.npz/out.json"], "sizes.npz", capfd, evaluate)

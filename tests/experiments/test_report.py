@@ -399,7 +399,6 @@ def test_the_command_writes_nothing_to_stderr_without_a_home(tmp_path):
         ("run.json", {"init_from": 3}, "init_from is 3"),
         ("metrics.jsonl", {"kind": "test", "step": 4}, "confusion matrix"),
         ("metrics.jsonl", {"kind": "test", "step": 4, "confusion": [[1]]}, "confusion matrix"),
-        ("metrics.jsonl", an_evaluation(4) | {"step": None}, "step is None"),
         ("metrics.jsonl", an_evaluation(4) | {"drift": {"a": 3}}, "an entry is 3"),
         ("metrics.jsonl", a_step(4) | {"loss": "low"}, "loss is 'low'"),
     ],

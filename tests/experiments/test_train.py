@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -528,6 +530,33 @@ def test_evaluate_takes_the_test_images_of_a_file(whole, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "data.npz: 360 test images" in out
     assert f"{summary['accuracy']:.2%}" in out
+
+
+def test_evaluate_takes_images_of_some_classes(whole, tmp_path):
+    """Integers are the network's own labels, and strings are matched with its classes."""
+    data, path, output = digits(), tmp_path / "some.npz", tmp_path / "results.json"
+    some = np.flatnonzero(np.isin(data.test_labels, [1, 3]))
+    images, labels = data.test_images[some], data.test_labels[some]
+    names = np.array(["3", "1", "cat"])  # No image is of a cat.
+    cases: list[dict[str, Any]] = [
+        {"labels": labels},
+        {"labels": labels.astype(str)},
+        {"labels": (labels == 1).astype(int), "classes": names},
+    ]
+    for arrays in cases:
+        np.savez(path, images=images, **arrays)
+        assert evaluate.main([str(whole), "--data", str(path), "--output", str(output)]) == 0
+        confusion = json.loads(output.read_text())["confusion"]
+        np.testing.assert_array_equal(np.sum(confusion, 1), np.bincount(labels, minlength=10))
+
+
+def test_evaluate_gives_grey_images_the_channels_of_coloured_ones():
+    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+    tests = evaluate.Tests(images, np.array([1, 0, 1], np.uint64), ("a", "b"), "grey")
+    network: Any = SimpleNamespace(image_shape=(2, 2, 3), classes=("b", "a"))
+    images_of_network, labels, *_ = evaluate._labelled_alike(tests, network)
+    np.testing.assert_array_equal(images_of_network, np.concatenate([images] * 3, -1))
+    np.testing.assert_array_equal(labels, [0, 1, 0])
 
 
 ALONE = """
