@@ -142,6 +142,7 @@ SETTINGS = {
     "digits --data.test-size 361": "data.test_size=361",
     "digits --data.resize 4": "data.resize=4 has no effect",
     "digits --data.dataset nonsense": "data.dataset=nonsense",
+    "digits --data.dataset ~nosuchuser/x.npz": "~nosuchuser/x.npz starts with the home folder",
     "digits --data.dataset nonsense.npz": "data.dataset=nonsense.npz",
     "digits --data-dir X": "--data-dir X has no effect",
     "digits --data-variant X": "--data-variant 'X' has no effect",

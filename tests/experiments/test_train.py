@@ -338,7 +338,10 @@ def test_seeds_and_a_sweep_make_a_run_each_and_a_table_and_are_resumed(tmp_path,
     (folder / "results.md").unlink()
     assert train.main(["--resume", str(folder), "--devices", "1"]) == 0
     assert {name: records(folder / name) for name in names} == before
-    assert (folder / "results.md").read_text() == table
+    again = (folder / "results.md").read_text()
+    assert [line.split("|")[:4] for line in again.splitlines()] == [
+        line.split("|")[:4] for line in table.splitlines()
+    ]  # The time of the run that was missing is another one.
     assert (begun / LAST).exists()
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == untouched
 
