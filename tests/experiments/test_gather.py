@@ -1,5 +1,6 @@
 """Gathered runs: their stored form, and the tables that are made from it."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -116,6 +117,16 @@ def test_an_empty_folder_is_a_one_line_error(tmp_path, capsys):
 )
 def test_the_tables_are_those_of_the_stored_runs(file):
     assert markdown(json.loads(file.read_text())) in (EXPERIMENTS / "README.md").read_text()
+
+
+def test_the_stored_curves_are_those_of_the_stored_run():
+    *_, run = json.loads((EXPERIMENTS / "results" / "cifar10.json").read_text())
+    with (EXPERIMENTS / "results" / "cifar10" / "test.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    outcome = run["outcome"]
+    assert int(last["step"]) == outcome["steps"]
+    for name in ("accuracy", "accuracy_plain", "loss"):
+        assert float(last[name]) == outcome[name]
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
