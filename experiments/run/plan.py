@@ -99,10 +99,9 @@ def check_folder(run: Run) -> None:
             )
         if run.folder.is_dir() and any(map(_is_foreign, run.folder.iterdir())):
             raise RunError(f"--output {run.folder} holds other files. Choose a new folder.")
-        images = Path(run.config.data.dataset)
-        if run.config.data.dataset not in NAMES and run.folder.resolve().is_relative_to(
-            images.resolve()
-        ):
+        images = run.config.data.dataset
+        inside = run.folder.resolve().is_relative_to(Path(images).resolve())
+        if images not in NAMES and inside:
             raise RunError(
                 f"--output {run.folder} is in the folder of images {images}, which may hold "
                 "images only. Choose another folder."

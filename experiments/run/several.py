@@ -34,7 +34,10 @@ def parts(run: Run) -> list[Run]:
     name, *values = run.sweep or ("",)
     configs = {f"{name}-{v}-".replace("/", "_"): _swept(run, name, v) for v in values}
     if len(set(configs.values())) < len(values):
-        raise RunError(f"--sweep {' '.join(run.sweep)}: two of the values are the same.")
+        raise RunError(
+            f"--sweep {' '.join(run.sweep)}: two of the values are the same, or would "
+            "have the same folder."
+        )
     made = []
     for prefix, config in (configs or {"": run.config}).items():
         for seed in range(config.seed, config.seed + run.seeds):
@@ -81,11 +84,9 @@ def _check_folder_of_all(run: Run) -> None:
         raise RunError(f"{run.folder} already holds a run. Choose another --output.")
     if run.resume or not (run.folder / PARTS).exists():
         return
-    old = stored_run(run.folder)
-    same = (old.config, old.config.seed, old.init_from) == (
-        *(run.config, run.config.seed),
-        run.init_from and run.init_from.absolute(),
-    )
+    old, init_from = stored_run(run.folder), run.init_from and run.init_from.absolute()
+    before = old.config, old.config.seed, old.init_from
+    same = before == (run.config, run.config.seed, init_from)
     if not (same and old.seeds <= run.seeds and run.sweep[: len(old.sweep)] == old.sweep):
         raise RunError(
             f"{run.folder} holds runs of another command. Continue them with --resume, or choose "

@@ -55,7 +55,7 @@ class Trained:
         (num_images, *image_shape), classes = data["train_images"], data["classes"]
         if not len(data["mean"]) == len(data["std"]) == image_shape[-1]:
             raise RunError(
-                f"{path / 'data.json'} is damaged: it must have a mean for each channel."
+                f"{path / 'data.json'} is damaged: mean and std need a number for each channel."
             )
         learner = Learner(config, len(classes), num_images)
         device = SingleDeviceSharding(local_devices()[0])

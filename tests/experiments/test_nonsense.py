@@ -163,6 +163,7 @@ SETTINGS = {
     "digits --sweep norm.decay": "--sweep norm.decay",
     "digits --sweep": "--sweep needs",
     "digits --sweep norm.decay 0.9 0.90": "two of the values are the same",
+    "digits --sweep data.dataset a/b a_b": "would have the same folder",
     "digits --devices 1 --sweep batch-size 64 2000": "--batch-size 2000 is more than",
     "digits --devices 1 --sweep data.dataset digits a.npz": "a.npz",
     "digits --seed 2147483647 --seeds 2": "--seeds 2",
