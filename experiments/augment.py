@@ -62,7 +62,8 @@ def augment(
     if config.flip != "none":
         alternating = config.flip == "alternating"
         flip = bits(_FLIP, jnp.zeros_like(epoch) if alternating else epoch, 2)
-        flip = (flip + epoch * alternating) % 2
+        if alternating:
+            flip = (flip + epoch) % 2
         images = jnp.where(flip[:, None, None, None] == 1, images[:, :, ::-1], images)
     if config.shift:
         corner = bits(_SHIFT, epoch, 2 * config.shift + 1, (2,))

@@ -44,9 +44,9 @@ def evaluate(learner: Learner, state: TrainState, data: Images) -> dict[str, jax
             "accuracy_batch_statistics": jnp.argmax(own, -1) == y,
             "loss": optax.softmax_cross_entropy_with_integer_labels(plain, y),
         }
-        sums = {name: jnp.sum(jnp.where(valid, hit, 0)) for name, hit in hits.items()}
+        sums = {name: jnp.sum(hit, where=valid) for name, hit in hits.items()}
         cells = jnp.zeros((classes, classes), jnp.int32)
-        return sums, cells.at[y, jnp.argmax(logits, -1)].add(valid)
+        return sums, cells.at[y, jnp.argmax(logits, -1)].add(valid.astype(cells.dtype))
 
     sums, confusion = jax.tree.map(partial(jnp.sum, axis=0), jax.lax.map(one_batch, (x, y, valid)))
     means = {name: value / len(data.test_labels) for name, value in sums.items()}

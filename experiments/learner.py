@@ -90,7 +90,8 @@ class Learner:
     def normalize(self, data: Images, images: ArrayLike) -> jax.Array:
         """Returns the network's input for uint8 images `[..., height, width, channels]`."""
         pixels = jnp.asarray(images, self.dtype) / 255
-        return (pixels - data.mean) / data.std * self.config.data.gain
+        mean, std = data.mean.astype(self.dtype), data.std.astype(self.dtype)
+        return (pixels - mean) / std * self.config.data.gain
 
     def apply(
         self, params: Any, batch_stats: Any, x: jax.Array, train: bool, mask: Any = None

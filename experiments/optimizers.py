@@ -19,8 +19,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     A point of the schedule that falls between two steps is moved to the first of them.
     """
     shares, factors = np.array(config.schedule).T
-    steps = np.floor(shares * total_steps)
-    return lambda step: config.learning_rate * jnp.interp(step, steps, factors)
+    points = jnp.asarray(np.floor(shares * total_steps), float), jnp.asarray(factors, float)
+    return lambda step: config.learning_rate * jnp.interp(jnp.asarray(step, float), *points)
 
 
 def make_optimizer(
@@ -40,7 +40,7 @@ def make_optimizer(
         )
 
     def until_frozen(step):
-        return jnp.where(step < whiten_steps, 1.0, 0.0)
+        return jnp.where(jnp.asarray(step, float) < whiten_steps, 1.0, 0.0)
 
     return optax.partition(
         {

@@ -16,6 +16,7 @@ from experiments.run.stored import stored_config
 @contextlib.contextmanager
 def arithmetic(config: Config) -> Iterator[None]:
     """Sets how JAX computes in a run, whatever the settings of the environment are."""
+    # Flax's group norm mixes dtypes in bfloat16, and JAX's integers do in float64.
     with jax.enable_x64(config.precision == "float64"), jax.numpy_dtype_promotion("standard"):
         yield
 

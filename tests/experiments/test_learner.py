@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.configs import PRESETS
 from experiments.data import Dataset
+from experiments.evaluation import drift, evaluate
 from experiments.learner import Learner, init, train
 from experiments.placement import place
 
@@ -33,6 +35,18 @@ def test_on_a_cpu_no_convolution_is_in_a_loop():
     program = jax.make_jaxpr(partial(train, learner), static_argnums=2)(state, data, 2)
     assert "conv_general_dilated" in str(program)
     assert not [loop for loop in loops(program) if "conv_general_dilated" in loop]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_training_and_evaluation_mix_no_dtypes(preset):
+    images, labels = np.zeros((2048, 32, 32, 3), np.uint8), np.zeros(2048, np.int32)
+    data = place(Dataset(images, labels, images, labels, ("0", "1"), "black images"))
+    learner = Learner(PRESETS[preset], 2, 2048)
+    with jax.numpy_dtype_promotion("strict"):
+        state = jax.eval_shape(partial(init, learner), data, 0)
+        new, _ = jax.eval_shape(partial(train, learner, num_steps=1), state, data)
+        jax.eval_shape(partial(evaluate, learner), new, data)
+        jax.eval_shape(partial(drift, learner), new, data)
 
 
 def test_a_channel_whose_pixels_are_all_equal_becomes_zero():
