@@ -1,9 +1,11 @@
 """The errors that end a command, and their exit codes."""
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from experiments.data import DataError
 
@@ -32,6 +34,10 @@ def exit_code(command: Callable[[], object]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return 128 + signal.SIGPIPE
     except (DataError, RunError) as error:
         return _fail(f"error: {error}", 2)
     except OSError as error:
@@ -44,6 +50,20 @@ def exit_code(command: Callable[[], object]) -> int:
     return 0
 
 
+def discard(stream: TextIO) -> None:
+    """Discards what is printed to an output stream, because what read it has ended."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def complain(message: str) -> None:
+    """Prints a line to standard error, if something still reads it."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        discard(sys.stderr)
+
+
 def _fail(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    complain(message)
     return code

@@ -1,6 +1,7 @@
 """Shows the progress of a run: a live bar on a terminal, and plain lines elsewhere."""
 
 import contextlib
+import sys
 import textwrap
 import threading
 import time
@@ -20,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from experiments.run.errors import complain, discard
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_SILENCE = 2.0
@@ -44,7 +47,7 @@ class Display:
         console: Console | None = None,
         unit: str = "step",
     ):
-        self._console = console or Console()
+        self._console = console or RunConsole()
         # A live display on a quiet console would also swallow what others print.
         self._live = self._console.is_interactive and not self._console.quiet
         self._total_steps = total_steps
@@ -142,6 +145,15 @@ class Display:
         room = max(self._console.width - indent, 10)
         lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
         return lines or [""]
+
+
+class RunConsole(Console):
+    """A console for a run, which goes on if nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Says so, and prints nothing from now on."""
+        discard(sys.stdout)
+        complain("What read the output has ended. The run goes on.")
 
 
 def _unbroken() -> Column:

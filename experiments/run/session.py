@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pooch
 from jax.experimental import multihost_utils
-from rich.console import Console
 
 from experiments.learner import Learner, TrainState, init
 from experiments.placement import Images, place
@@ -23,7 +22,7 @@ from experiments.run.folder import RunFolder
 from experiments.run.journal import Journal
 from experiments.run.plan import Plan, check_folder
 from experiments.run.processes import Signals, resume_hint
-from experiments.run.progress import Display
+from experiments.run.progress import Display, RunConsole
 from experiments.run.report import write_report
 from experiments.run.settings import to_dict
 from experiments.run.stored import read_typed, stored_flags, write_flags
@@ -100,7 +99,7 @@ def started(run: Run) -> Iterator[Session]:
         enter(resume_hint(run))
         checkpoints = enter(Checkpoints(folder.path))
         signals = enter(Signals(f"Resume with: {run.resume_command}"))
-        console = Console(quiet=not folder.writes)
+        console = RunConsole(quiet=not folder.writes)
         say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
         state = checkpoints.restore(plan.shapes, say) if run.resume else None
         first_step = 0 if state is None else int(state.step)

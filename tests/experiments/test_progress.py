@@ -1,7 +1,10 @@
 """What a run prints, on terminals of several widths and elsewhere."""
 
+import contextlib
 import io
+import os
 import re
+import signal
 import sys
 import threading
 
@@ -9,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments.run import progress
+from experiments.run.errors import exit_code
 from experiments.run.progress import Display
 
 RESUME = (
@@ -153,3 +157,38 @@ def test_a_quiet_console_prints_nothing_and_leaves_the_output_of_others_alone():
         display.show(1, 1.0, 0.5, 100.0)
         display.line("text")
     assert printed.getvalue() == ""
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Makes output streams whose reader has ended, and returns a function that uses them."""
+    with contextlib.ExitStack() as stack:
+
+        def use(*names):
+            for name in names:
+                reader, writer = os.pipe()
+                os.close(reader)
+                monkeypatch.setattr(sys, name, stack.enter_context(open(writer, "w")))
+
+        yield use
+
+
+def test_a_run_goes_on_if_nobody_reads_its_output(unread, capsys):
+    unread("stdout")
+    with Display(10) as display:
+        display.header(ROWS)
+        display.line("text")
+    assert capsys.readouterr().err == "What read the output has ended. The run goes on.\n"
+
+
+def test_a_run_goes_on_if_nobody_reads_its_output_and_errors(unread):
+    unread("stdout", "stderr")
+    with Display(10) as display:
+        display.header(ROWS)
+
+
+@pytest.mark.parametrize("text", ["short", "more than a buffer " * 1000])
+def test_another_command_ends_in_silence_if_nobody_reads_its_output(text, unread, capsys):
+    unread("stdout")
+    assert exit_code(lambda: print(text)) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
