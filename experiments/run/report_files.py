@@ -1,31 +1,30 @@
 """Reads and checks the files of a finished run, from which its report is made."""
 
-import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, Self
 
 from experiments.run.errors import RunError
 from experiments.run.folder import RunFolder
+from experiments.run.settings import typed
 
 Content = Mapping[str, Any]
 
-_TEXT, _NUMBER = (str, NoneType), (int, float, NoneType)
+_TEXT, _NUMBER = str | None, float | None
 
 _SUMMARY = {
-    **{"preset": str, "classes": [str], "steps_per_epoch": (int, float), "data": _TEXT},
+    **{"preset": str, "classes": tuple[str, ...], "steps_per_epoch": float, "data": _TEXT},
     **dict.fromkeys(("accuracy", "loss", "num_params", "steps", "images_per_second"), _NUMBER),
     "seconds": dict.fromkeys(("training", "evaluating", "compiling"), _NUMBER),
 }
-_CONFIG = {"model": {}, "data": {}}
-_ENVIRONMENT = {"command": (str, list), "versions": {}, "commit": _TEXT}
-_DATA = {"train_images": [int], "test_images": [int]}
+_CONFIG = {"model": dict, "data": dict}
+_ENVIRONMENT = {"command": str | tuple[str, ...], "versions": dict, "commit": _TEXT}
+_DATA = dict.fromkeys(("train_images", "test_images"), tuple[int, int, int, int])
 _FLAGS = {"init_from": _TEXT}
 _TRAIN = {"step": int} | dict.fromkeys(("loss", "accuracy", "learning_rate"), _NUMBER)
-_TEST = {"step": int, "drift": {}} | dict.fromkeys(
+_TEST = {"step": int, "drift": dict} | dict.fromkeys(
     ("loss", "accuracy", "accuracy_plain", "accuracy_batch_statistics"), _NUMBER
 )
 _LAYER = {"mean": _NUMBER, "var": _NUMBER}
@@ -77,16 +76,12 @@ class RunFiles:
             raise _damaged(path / "summary.json", "steps_per_epoch is not positive")
         train, test = folder.records("train"), folder.records("test")
         _check_records(folder.metrics, train, test, len(summary["classes"]))
-        data = read("data.json", _DATA, *_DATA)
-        for name in _DATA:
-            if len(data[name]) != 4:
-                raise _damaged(path / "data.json", f"{name} has not four numbers")
         return cls(
             path=path,
             summary=summary,
             config=read("config.json", _CONFIG),
             environment=read("environment.json", _ENVIRONMENT),
-            data=data,
+            data=read("data.json", _DATA, *_DATA),
             flags=read("run.json", _FLAGS) if (path / "run.json").exists() else {},
             train=train,
             test=test,
@@ -110,7 +105,9 @@ def _check_records(
         for layer in record.get("drift", {}).values():
             _checked(path, layer, _LAYER)
     # The report shows the last confusion matrix only.
-    counts = _checked(path, test[-1], {"confusion": [[int]]}).get("confusion", [])
+    counts = _checked(path, test[-1], {"confusion": tuple[tuple[int, ...], ...]}).get(
+        "confusion", []
+    )
     if [len(row) for row in counts] != [classes] * classes:
         raise _damaged(path, f"the last confusion matrix has not {classes} rows and columns")
 
@@ -121,38 +118,28 @@ def _checked(path: Path, content: Any, kinds: Mapping[str, Any]) -> Any:
     Args:
       path: the file, for errors.
       content: its content.
-      kinds: type of each entry that may be there, as `_check` takes it.
+      kinds: type of each entry that may be there; a dictionary for those of a dictionary.
 
     Raises:
       RunError: an entry has another type.
     """
     try:
-        _check(content, kinds, "")
+        _check(content, kinds)
     except ValueError as error:
         raise _damaged(path, error) from error
     return content
 
 
-def _check(value: Any, kind: Any, name: str) -> None:
-    """Checks the type of a value from JSON.
-
-    Args:
-      value: the value.
-      kind: a type or a tuple of types; `[kind]` for a list; `{name: kind}` for a dictionary.
-      name: name of the value for errors.
-
-    Raises:
-      ValueError: the value has another type.
-    """
-    if not isinstance(value, type(kind) if isinstance(kind, dict | list) else kind):
-        raise ValueError(f"{name or 'an entry'} is {reprlib.repr(value)}, which has another type")
-    if isinstance(kind, dict):
-        for key in kind.keys() & value.keys():
-            _check(value[key], kind[key], f"{name}.{key}".lstrip("."))
-    elif isinstance(kind, list):
-        for entry in value:
-            _check(entry, kind[0], name)
+def _check(values: Any, kinds: Mapping[str, Any], prefix: str = "") -> None:
+    typed(values, dict, prefix.rstrip(".") or "an entry")
+    for key in kinds.keys() & values.keys():
+        if isinstance(kinds[key], dict):
+            _check(values[key], kinds[key], f"{prefix}{key}.")
+        else:
+            typed(values[key], kinds[key], f"{prefix}{key}")
 
 
 def _damaged(path: Path, reason: object) -> RunError:
-    return RunError(f"{path} is damaged: {reason}. Restore it, or start a new run.")
+    return RunError(
+        f"{path} is damaged: {str(reason).rstrip('.')}. Restore it, or start a new run."
+    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import reprlib
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -95,8 +96,13 @@ def typed(value: Any, kind: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind) or _is_union_of_dataclasses(kind):
         return _section(value, kind, f"{path}.")
     if get_origin(kind) in (Union, types.UnionType):
-        options = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else typed(value, options[0], path)
+        *others, last = (option for option in get_args(kind) if option is not type(None))
+        if value is None and type(None) in get_args(kind):
+            return None
+        for option in others:
+            with contextlib.suppress(ValueError):
+                return typed(value, option, path)
+        return typed(value, last, path)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         inner = get_args(kind)
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
@@ -107,7 +113,8 @@ def typed(value: Any, kind: Any, path: str) -> Any:
             return float(value)
     elif value in get_args(kind) or (isinstance(kind, type) and type(value) is kind):
         return value
-    raise ValueError(f"{path} is {value!r}, which is no {getattr(kind, '__name__', kind)}.")
+    name = kind.__name__ if isinstance(kind, type) else kind
+    raise ValueError(f"{path} is {reprlib.repr(value)}, which is no {name}.")
 
 
 def flat(config: Config) -> dict[str, Any]:
