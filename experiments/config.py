@@ -1,7 +1,9 @@
 """The configuration of a training run: all settings that its result depends on."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from experiments.models import ModelConfig, Small
 from experiments.norms import BatchNorm, NormConfig
@@ -61,7 +63,7 @@ class OptimizerConfig:
 class Config:
     """The configuration of a training run."""
 
-    name: str
+    name: Annotated[str, tyro.conf.Suppress]
     """Name of the preset."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

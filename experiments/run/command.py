@@ -36,7 +36,8 @@ def parse(arguments: Sequence[str]) -> Run:
         raise RunError("--sweep needs a setting and its values, such as: norm.decay 0.9 0.99")
     if run.config.name not in PRESETS:
         raise RunError(
-            f"--name {run.config.name} must name a preset: {', '.join(PRESETS)}. Leave it out."
+            f"The configuration's name {run.config.name!r} must be that of a preset: "
+            f"{', '.join(PRESETS)}."
         )
     for name in ("init_from", "seeds", "sweep"):
         if run.resume and getattr(run, name) != getattr(default, name):
