@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.data import Tests, expanded, load, load_tests
+from experiments.data import NAMES, Tests, expanded, fingerprint, load, load_tests
 from experiments.evaluation import evaluate
 from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
-from experiments.run.stored import stored_run
+from experiments.run.stored import check_images, stored_run
 from experiments.run.trained import Trained
 
 
@@ -66,9 +66,14 @@ def carry_out(arguments: Arguments) -> dict[str, Any]:
 
 def _of_run(arguments: Arguments, trained: Trained) -> Tests:
     """Returns the test images of the run."""
-    stored = stored_run(arguments.run)
-    data_dir = arguments.data_dir or stored.data_dir
-    data = load(trained.learner.config.data, data_dir, stored.data_variant)
+    stored, config = stored_run(arguments.run), trained.learner.config.data
+    if config.dataset not in NAMES and not expanded(config.dataset).exists():
+        raise RunError(
+            f"{config.dataset}, the data of this run, is missing. Restore it, or name other images "
+            "with --data."
+        )
+    data = load(config, arguments.data_dir or stored.data_dir, stored.data_variant)
+    check_images(arguments.run, fingerprint(data))
     tests = Tests(data.test_images, data.test_labels, data.classes, data.variant)
     return _labelled_alike(tests, trained)
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.data.dataset import DataError
+from experiments.data.part import shrink
 from experiments.data.paths import is_special
 
 SUFFIXES = frozenset(
@@ -24,12 +25,16 @@ def read(files: list[Path], resize: int | None) -> np.ndarray:
     Raises:
       DataError: an image cannot be read, or two have different sizes.
     """
-    size = None if resize is None else (resize, resize)
-    first, _ = _decoded(files[0], size)
+
+    def decoded(file: Path) -> tuple[np.ndarray, bool]:
+        image, grey = _decoded(file)
+        return image if resize is None else _resized(image, (resize, resize)), grey
+
+    first, _ = decoded(files[0])
     images = np.empty((len(files), *first.shape), np.uint8)
 
     def fill(place: int) -> bool:
-        image, grey = _decoded(files[place], size)
+        image, grey = decoded(files[place])
         if image.shape != first.shape:
             raise DataError(
                 f"{files[0]} is {_size(first)} and {files[place]} is {_size(image)}. Images must "
@@ -43,26 +48,30 @@ def read(files: list[Path], resize: int | None) -> np.ndarray:
     return np.ascontiguousarray(images[..., :1]) if grey else images
 
 
-def read_one(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def read_one(path: Path, shape: tuple[int, int, int], shrink_by: int = 1) -> np.ndarray:
     """Returns an image as uint8 of a shape (height, width, 1 or 3).
+
+    Args:
+      path: the file.
+      shape: shape that the image gets.
+      shrink_by: factor by which training shrank its images to this shape. The image is shrunk in
+        the same way, unless it has the shape.
 
     Raises:
       DataError: it cannot be read.
     """
     height, width, channels = shape
-    image, _ = _decoded(path, (width, height))
+    image, _ = _decoded(path)
     if channels == 1:
-        image = np.asarray(Image.fromarray(image).convert("L"))
-    return image.reshape(shape)
+        image = np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
+    if image.shape == shape:
+        return image
+    large = _resized(image, (width * shrink_by, height * shrink_by))
+    return shrink(large[np.newaxis], shrink_by)[0]
 
 
-def _decoded(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
-    """Returns red, green and blue `[height, width, 3]`, and whether the image is grey.
-
-    Args:
-      path: the file.
-      size: width and height that the image gets; by default it keeps its own.
-    """
+def _decoded(path: Path) -> tuple[np.ndarray, bool]:
+    """Returns red, green and blue `[height, width, 3]`, and whether the image is grey."""
     if is_special(path):
         raise DataError(f"{path} is a device or a pipe instead of an image file. Remove it.")
     try:
@@ -85,9 +94,14 @@ def _decoded(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, bool
         raise DataError(
             f"{path} has more than 8 bits a channel (Pillow's mode {mode}). Convert it to 8 bits."
         )
-    if size is not None:
-        image = image.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(image), mode in ("1", "L", "LA", "La")
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns an image `[height, width, 1 or 3]` with another width and height."""
+    image, channels = image.squeeze(-1) if image.shape[-1] == 1 else image, image.shape[-1]
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return resized.reshape(*resized.shape[:2], channels)
 
 
 def _size(image: np.ndarray) -> str:

@@ -15,9 +15,9 @@ def part(dataset: Dataset, config: DataConfig) -> Dataset:
     train = _size("train_size", config.train_size, len(dataset.train_labels))
     test = _size("test_size", config.test_size, len(dataset.test_labels))
     dataset = dataset._replace(
-        train_images=_shrunk(dataset.train_images[:train], config.shrink),
+        train_images=shrink(dataset.train_images[:train], config.shrink),
         train_labels=dataset.train_labels[:train],
-        test_images=_shrunk(dataset.test_images[:test], config.shrink),
+        test_images=shrink(dataset.test_images[:test], config.shrink),
         test_labels=dataset.test_labels[:test],
     )
     return dataset._replace(variant=_variant(dataset.variant, dataset.train_images, config.shrink))
@@ -29,7 +29,7 @@ def shrunk(tests: Tests, by: int) -> Tests:
     Raises:
       DataError: the images' sides are not a multiple of `by`.
     """
-    images = _shrunk(tests.images, by)
+    images = shrink(tests.images, by)
     return tests._replace(images=images, variant=_variant(tests.variant, images, by))
 
 
@@ -41,8 +41,16 @@ def _size(name: str, size: int | None, available: int) -> int:
     return size
 
 
-def _shrunk(images: np.ndarray, by: int) -> np.ndarray:
-    """Returns smaller images, whose pixels are the rounded means of squares of `by` x `by`."""
+def shrink(images: np.ndarray, by: int) -> np.ndarray:
+    """Returns smaller images, whose pixels are the rounded means of squares of `by` x `by`.
+
+    Args:
+      images: `[n, height, width, channels]` uint8.
+      by: number that divides the height and the width.
+
+    Raises:
+      DataError: it does not divide them.
+    """
     number, height, width, channels = images.shape
     if by < 1 or height % by or width % by:
         raise DataError(f"data.shrink={by} must divide the images' {width}x{height} pixels.")

@@ -1,5 +1,6 @@
 """A run that is checked before anything is written: its images fit its network and its folder."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,10 @@ from experiments.data import NAMES, Dataset, fingerprint, load
 from experiments.learner import Learner, TrainState
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
-from experiments.run.folder import WRITER, RunFolder
+from experiments.run.folder import WRITER
 from experiments.run.processes import make_mesh
 from experiments.run.settings import differences, to_dict
-from experiments.run.stored import PARTS, stored_config
+from experiments.run.stored import PARTS, check_images, stored_config
 from experiments.run.trained import Trained, differing, state_shapes, with_sharding
 
 
@@ -56,7 +57,8 @@ class Plan:
         state = _checked_network(learner, dataset.train_images.shape[1:])
         _check_batches(learner, state, dataset.train_images.shape[1:])
         images = fingerprint(dataset)
-        _check_same_images(run, images)
+        if run.resume and (run.folder / "data.json").exists():
+            check_images(run.folder, images)
         shapes = with_sharding(state, NamedSharding(mesh, PartitionSpec()))
         if run.init_from is not None and run.resume is None:
             differing(shapes, Trained.open(run.init_from), dataset.classes)
@@ -107,7 +109,12 @@ def check_folder(run: Run) -> None:
                 "images only. Choose another folder."
             )
         return
-    changes = differences(to_dict(stored_config(run.folder)), to_dict(run.config))
+    before = stored_config(run.folder)
+    if not {before.data.dataset, run.config.data.dataset} & set(NAMES):
+        # The data may have moved. Whether it is the same is checked when it is read.
+        moved = dataclasses.replace(before.data, dataset=run.config.data.dataset)
+        before = dataclasses.replace(before, data=moved)
+    changes = differences(to_dict(before), to_dict(run.config))
     if changes:
         raise RunError(
             f"{run.folder} holds a run with another configuration. Start a new run, or drop the "
@@ -182,14 +189,3 @@ def _outputs(learner: Learner, state: TrainState, shape: Sequence[int]) -> Any:
         learner.model.apply, train=False, capture_intermediates=True, mutable=["intermediates"]
     )
     return jax.eval_shape(apply, variables, image)
-
-
-def _check_same_images(run: Run, images: str) -> None:
-    path = run.folder / "data.json"
-    if run.resume and path.exists():
-        stored = RunFolder(run.folder).read("data.json", "fingerprint", "variant")
-        if stored["fingerprint"] != images:
-            raise RunError(
-                f"The images are not those of the run in {run.folder}, which used "
-                f"{stored['variant']}. Give its data with --data-dir, or start a new run."
-            )

@@ -74,6 +74,26 @@ def config_in(path: Path) -> Config:
         raise RunError(f"--config {path} is no configuration: {error}") from error
 
 
+def check_images(folder: Path, images: str) -> None:
+    """Checks that images are those of a run.
+
+    Args:
+      folder: folder of the run.
+      images: fingerprint of the images.
+
+    Raises:
+      RunError: they are others.
+    """
+    kinds = {"fingerprint": str, "variant": str}
+    stored = read_typed(folder, "data.json", kinds, needed=kinds)
+    if stored["fingerprint"] != images:
+        raise RunError(
+            f"The images are not those of the run in {folder}, which used {stored['variant']}. "
+            "Restore its data, or give the way to it: --data-dir for CIFAR, and for your own data "
+            "--data.dataset with --resume."
+        )
+
+
 def write_flags(run: Run, folder: RunFolder) -> None:
     """Writes `run.json`."""
     folder.write("run.json", _flags(run))

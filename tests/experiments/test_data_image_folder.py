@@ -262,3 +262,17 @@ def test_other_folders_are_refused_in_one_line(tmp_path, make, config, words):
 def test_an_image_that_is_not_there():
     with pytest.raises(DataError, match=r"nowhere.png does not exist"):
         read_one(Path("nowhere.png"), (4, 6, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("large", [True, False])
+def test_one_image_is_shrunk_as_those_of_a_folder(tmp_path, channels, large):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, channels), np.uint8)
+    for name in ("ant", "bee"):
+        for number in range(5):
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path)
+    expected = read(tmp_path, shrink=3 if large else 1).train_images[0]
+    image = read_one(path, expected.shape, 3)
+    np.testing.assert_array_equal(image, expected)

@@ -448,15 +448,57 @@ def test_images_in_a_file_are_found_from_any_folder(tmp_path, monkeypatch):
     assert config.data.dataset == str(tmp_path / "data.npz")
 
 
-def test_class_names_may_look_like_formulas(tmp_path):
-    images = np.random.default_rng(0).integers(0, 255, (256, 8, 8), np.uint8)
-    classes = ["$a_{b$", "<b>", "a|b"]
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(256) % 3, classes=classes)
-    flags = ["--data.dataset", str(tmp_path / "data.npz"), "--batch-size", "32"]
-    line = ["digits", *SMALL[3:], *flags, "--epochs", "0.25", "--output", str(tmp_path / "run")]
+OWN_CLASSES = ["$a_{b$", "<b>", "a|b"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, random_arrays):
+    """A folder with a run on a file of images, and this file."""
+    folder = tmp_path_factory.mktemp("own")
+    np.savez(folder / "data.npz", **random_arrays)
+    flags = ["--data.dataset", str(folder / "data.npz"), "--batch-size", "32"]
+    line = ["digits", *SMALL[3:], *flags, "--epochs", "0.25", "--output", str(folder / "run")]
     train.carry_out(parse(line))
-    write_report(RunFolder(tmp_path / "run"))
-    assert "a|b" in (tmp_path / "run" / "report.html").read_text()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def random_arrays():
+    images = np.random.default_rng(0).integers(0, 255, (256, 8, 8), np.uint8)
+    return {"images": images, "labels": np.arange(256) % 3, "classes": OWN_CLASSES}
+
+
+def test_class_names_may_look_like_formulas(own):
+    write_report(RunFolder(own / "run"))
+    assert "a|b" in (own / "run" / "report.html").read_text()
+
+
+def test_data_that_has_moved_is_found_by_its_new_path(own, tmp_path, capsys):
+    folder = tmp_path / "own"
+    shutil.copytree(own, folder)
+    (own / "data.npz").rename(old := own / "other.npz")
+    try:
+        assert train.main(["--resume", str(folder / "run")]) == 2
+        assert evaluate.main([str(folder / "run")]) == 2
+        assert "data.npz, the data of this run, is missing" in capsys.readouterr().err
+        new = str(folder / "data.npz")
+        assert train.main(["--resume", str(folder / "run"), "--data.dataset", new]) == 0
+        assert evaluate.main([str(folder / "run")]) == 0
+    finally:
+        old.rename(own / "data.npz")
+
+
+def test_data_that_has_changed_is_refused(own, random_arrays, capsys):
+    before = (own / "data.npz").read_bytes()
+    labels = random_arrays["labels"][::-1]
+    try:
+        np.savez(own / "data.npz", **random_arrays | {"labels": labels})
+        assert train.main(["--resume", str(own / "run")]) == 2
+        assert evaluate.main([str(own / "run")]) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert ["images are not those of the run" in line for line in errors] == [True, True]
+    finally:
+        (own / "data.npz").write_bytes(before)
 
 
 @pytest.mark.parametrize("number", [4, 10])
@@ -513,6 +555,20 @@ def test_predict_prints_the_most_probable_classes(whole, tmp_path, capsys):
     for line, path, share in zip(lines, paths, shares, strict=True):
         first, second = np.argsort(-share)[:2]
         assert line == f"{path}: {first} {share[first]:.1%}, {second} {share[second]:.1%}"
+
+
+def test_predict_names_each_file_that_is_no_image_after_the_others(whole, tmp_path, capsys):
+    for name in ("first", "last"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
+    for name in ("bad", "worse"):
+        (tmp_path / f"{name}.png").write_text("no image")
+    paths = [str(tmp_path / f"{name}.png") for name in ("first", "bad", "worse", "last")]
+    assert predict.main([str(whole), *paths]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines()] == [paths[0], paths[3]]
+    assert [path in line for path, line in zip(paths[1:3], err.splitlines(), strict=True)] == [
+        True
+    ] * 2
 
 
 def test_evaluate_gives_the_accuracy_of_the_run(whole, tmp_path, capsys):
