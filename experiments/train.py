@@ -22,11 +22,11 @@ import jax
 from experiments.evaluation import drift, evaluate
 from experiments.learner import TrainState, train
 from experiments.run.command import parse
-from experiments.run.errors import Interrupted, exit_code
+from experiments.run.errors import Interrupted, RunError, exit_code
 from experiments.run.flags import Run
 from experiments.run.processes import connected_processes
 from experiments.run.session import Session, started
-from experiments.run.several import check_parts, finished, parts, result, store_parts
+from experiments.run.several import carried_out, check_parts, parts, result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with connected_processes(run):
             made = parts(run)
             check_parts(made)
-            summaries = [finished(p) or carry_out(p, lambda: store_parts(run)) for p in made]
+            summaries = carried_out(run, made, carry_out)
             if jax.process_index() == 0:
                 print(result(run, made, summaries))
+            if early := summaries.count(None):
+                raise RunError(f"{early} of {len(made)} runs ended early, as said above.")
 
     return exit_code(command)
 

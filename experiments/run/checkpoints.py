@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from experiments.learner import TrainState
-from experiments.run.errors import RunError
+from experiments.run.errors import NotFinite, RunError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what the errors below say.
 
@@ -38,11 +38,12 @@ class Checkpoints:
         """Saves a state as the newest, and also as the best if that is asked for.
 
         Raises:
-          RunError: the state is not finite, or it cannot be written.
+          NotFinite: the state is not finite.
+          RunError: it cannot be written.
         """
         step = int(state.step)
         if not _is_finite(state):
-            raise RunError(
+            raise NotFinite(
                 f"The weights after step {step} are not finite, so they are not saved, and the run "
                 f"ends. {self.advice()}"
             )
@@ -75,8 +76,10 @@ class Checkpoints:
 
     def advice(self) -> str:
         """Returns a sentence on the last checkpoint and what to change."""
-        steps = self._newest.all_steps()
-        last = f"The last good checkpoint is {self.path}/newest/{max(steps)}. " if steps else ""
+        last = ""
+        if steps := self._newest.all_steps():
+            initial = "" if max(steps) else " (the initial weights)"
+            last = f"The last good checkpoint is {self.path}/newest/{max(steps)}{initial}. "
         return f"{last}Lower --optimizer.learning-rate, or check the data."
 
     def restore(self, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:

@@ -32,6 +32,8 @@ def parse(arguments: Sequence[str]) -> Run:
     run = _cli(dataclasses.replace(default, config=_with_variants(default.config, flags)), flags)
     run = dataclasses.replace(run, config=_with_absolute_data(run.config))
     check(run)
+    if sum(flag.partition("=")[0] == "--sweep" for flag in flags) > 1:
+        raise RunError("--sweep is given twice. Sweep over one setting, or start several commands.")
     if "--sweep" in flags and not run.sweep:
         raise RunError("--sweep needs a setting and its values, such as: norm.decay 0.9 0.99")
     if run.config.name not in PRESETS:

@@ -14,6 +14,10 @@ class RunError(Exception):
     """The run cannot start or continue. The message says what to do."""
 
 
+class NotFinite(RunError):
+    """The loss or another number of a run is not finite, so the run ends."""
+
+
 class Interrupted(Exception):
     """A signal ended the run, and the state of the run is saved.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.learner import Learner, TrainState
 from experiments.run.checkpoints import Checkpoints
-from experiments.run.errors import RunError
+from experiments.run.errors import NotFinite
 from experiments.run.folder import RunFolder
 from experiments.run.progress import Display
 from experiments.run.tensorboard import TensorBoard
@@ -46,7 +46,7 @@ class Journal:
         """Writes down the metrics `[steps]` of the last steps, of which `step` is the last.
 
         Raises:
-          RunError: a loss or another metric is not finite.
+          NotFinite: a loss or another metric is not finite.
         """
         losses = metrics["loss"]
         size, finite = len(losses), np.all([np.isfinite(v) for v in metrics.values()], axis=0)
@@ -59,7 +59,7 @@ class Journal:
         )
         if good < size:
             name = next(name for name in metrics if not np.isfinite(metrics[name][good]))
-            raise RunError(
+            raise NotFinite(
                 f"The {name.replace('_', ' ')} of step {step - size + good + 1} is "
                 f"{metrics[name][good]}, so the run ends. "
                 f"{self._checkpoints.advice()}"
@@ -73,13 +73,13 @@ class Journal:
         """Writes down the results on the test images, and saves the state.
 
         Raises:
-          RunError: the loss or the state is not finite.
+          NotFinite: the loss or the state is not finite.
         """
         step = int(state.step)
         results = {name: np.asarray(value).tolist() for name, value in results.items()}
         drift = jax.tree.map(float, drift)
         if not np.isfinite(results["loss"]):
-            raise RunError(
+            raise NotFinite(
                 f"The test loss after step {step} is {results['loss']}, so the run ends. "
                 f"{self._checkpoints.advice()}"
             )

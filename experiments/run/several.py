@@ -1,7 +1,7 @@
 """Several runs by one command: one for each seed and for each value of a setting."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from experiments.config import Config
 from experiments.run.arithmetic import arithmetic
 from experiments.run.atomic import write_text
 from experiments.run.command import with_setting
-from experiments.run.errors import RunError
+from experiments.run.errors import NotFinite, RunError, complain
 from experiments.run.flags import Run
 from experiments.run.folder import RunFolder
 from experiments.run.plan import Plan, check_folder
@@ -101,7 +101,33 @@ def _swept(run: Run, name: str, value: str) -> Config:
         raise RunError(f"--sweep {name} {value}: {error}") from error
 
 
-def finished(part: Run) -> dict[str, Any] | None:
+def carried_out(
+    run: Run, made: Sequence[Run], carry_out: Callable[[Run, Callable[[], None]], dict[str, Any]]
+) -> list[dict[str, Any] | None]:
+    """Carries out the parts of a command that have not ended; returns the summary of each.
+
+    If the loss of one of several parts is not finite, its summary is None, and the next one starts.
+
+    Args:
+      run: the run of the command.
+      made: its parts.
+      carry_out: function that carries out a part, and returns its summary. It calls its second
+        argument when the part is checked.
+    """
+
+    def summary(part):
+        try:
+            return _finished(part) or carry_out(part, lambda: store_parts(run))
+        except NotFinite as error:
+            if not _is_several(run):
+                raise
+            complain(f"error: {part.folder}: {error}")
+            return None
+
+    return [summary(part) for part in made]
+
+
+def _finished(part: Run) -> dict[str, Any] | None:
     """Returns the summary of a part that ended, or None if the part must still be carried out.
 
     Raises:
@@ -122,16 +148,17 @@ def store_parts(run: Run) -> None:
         write_parts(run)
 
 
-def result(run: Run, made: Sequence[Run], summaries: Sequence[dict[str, Any]]) -> str:
+def result(run: Run, made: Sequence[Run], summaries: Sequence[dict[str, Any] | None]) -> str:
     """Returns what the command found out: an accuracy, or a table, which it also writes.
 
     Args:
       run: the run of the command.
       made: its parts.
-      summaries: the summary of each part.
+      summaries: the summary of each part, as `carried_out` returns them.
     """
-    if not _is_several(run):
-        accuracy, folder = summaries[0]["accuracy"], summaries[0]["folder"]
+    first = summaries[0]
+    if first and not _is_several(run):
+        accuracy, folder = first["accuracy"], first["folder"]
         return f"The test accuracy is {accuracy:.2%}. The report is {folder}/report.html."
     runs = [read_result(RunFolder(part.folder)) for part in made]
     table = markdown(runs, shown=run.sweep[:1])
@@ -139,5 +166,5 @@ def result(run: Run, made: Sequence[Run], summaries: Sequence[dict[str, Any]]) -
     write_text(path, f"{table}\n")
     return (
         f"{table}\n\nMeans and standard deviations over seeds. This table is also {path}. "
-        "Each run has a report in its folder."
+        "The report of a run is in its folder."
     )

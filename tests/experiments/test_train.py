@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     folder = tmp_path / "run"
     flags = ["--norm.method", "none", "--optimizer.learning-rate", "1e20", "--eval-every", "1"]
     with pytest.raises(
-        RunError, match=rf"(loss|grad norm) of step \d .* {folder}/checkpoints/newest/0\. "
+        RunError, match=rf"(loss|grad norm) of step \d .* {folder}/checkpoints/newest/0 \(the initial weights\)\. "
     ):
         run(folder, *flags)
     assert np.isfinite(losses(folder)).all()
@@ -164,7 +164,7 @@ def test_a_test_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_pat
     results = {"loss": np.float32(np.nan), "accuracy": np.float32(0.1)}
     with started(parse([*SMALL, "--output", str(folder)])) as begun:
         state = begun.state._replace(step=begun.state.step + 4)
-        with pytest.raises(RunError, match=r"test loss after step 4 is nan.*newest/0\. "):
+        with pytest.raises(RunError, match=r"test loss after step 4 is nan.*newest/0 \(the initial weights\)\. "):
             begun.journal.tested(state, results, {}, {"seconds": 0.1})
     assert checkpoints(folder) == ["newest/0"]
     assert records(folder) == []
@@ -344,6 +344,21 @@ def test_seeds_and_a_sweep_make_a_run_each_and_a_table_and_are_resumed(tmp_path,
     ]  # The time of the run that was missing is another one.
     assert (begun / LAST).exists()
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == untouched
+
+
+def test_a_sweep_goes_on_if_the_loss_of_a_run_is_not_finite(tmp_path, capsys):
+    folder, flags = tmp_path / "runs", ["--norm.method", "none", "--chunk", "1"]
+    sweep = ["--sweep", "optimizer.learning_rate", "1e30", "0.1", "--output", str(folder)]
+    for line in ([*BRIEF, *flags, *sweep], ["--resume", str(folder)]):
+        assert train.main(line) == 2
+        out, err = capsys.readouterr()
+        bad, ended = err.splitlines()
+        assert bad.startswith(f"error: {folder}/optimizer.learning_rate-1e30-seed-0: The ")
+        assert "initial weights" in bad
+        assert ended == "error: 1 of 2 runs ended early, as said above."
+        rows = (folder / "results.md").read_text().splitlines()[2:]
+        assert ["1 of 1 ended early" in row for row in rows] == [True, False]
+        assert rows[1] in out
 
 
 def test_a_signal_ends_a_command_after_the_current_run(tmp_path, capsys, monkeypatch):
