@@ -5,20 +5,19 @@ Command: python -m experiments.gather FILE FOLDER...
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from experiments.config import Config
 from experiments.run.atomic import write_text
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
-from experiments.run.results import markdown, read_result
-from experiments.run.settings import from_dict
+from experiments.run.results import markdown, read_result, settings_of
+from experiments.run.stored import PARTS
 
 _PARTS = {"config", "environment", "outcome"}
 
@@ -30,7 +29,7 @@ class Arguments:
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """JSON file of the results, which is created if it is missing."""
     folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...")]
-    """Folders of the runs."""
+    """Folders of runs, or of several runs by one command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,30 +44,39 @@ def carry_out(arguments: Arguments) -> None:
 
     Raises:
       RunError: a folder holds no run, the file holds something else than results, or it holds
-        another run of the same settings and seed.
+        another run of the same settings with the same seed or with other images.
     """
     file = arguments.file
     if not arguments.folders:
         raise RunError("Name at least one folder: python -m experiments.gather FILE FOLDER...")
     runs = _stored(file) if file.exists() else []
-    for folder in arguments.folders:
+    for folder in _all_runs(arguments.folders):
         run = read_result(RunFolder(folder))
-        if run in runs:
-            continue
-        if _identity(run) in map(_identity, runs):
-            raise RunError(
-                f"{file} holds another run with the settings and the seed of {folder}. Choose "
-                "another file, or another run."
-            )
-        runs.append(run)
+        if run not in runs:
+            _check_fits(run, runs, f"{file} holds another run with the settings of {folder}")
+            runs.append(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(runs, indent=1) + "\n")
     print(markdown(runs))
 
 
-def _identity(run: dict[str, Any]) -> tuple[Config, int]:
-    config = from_dict(run["config"])
-    return config, config.seed
+def _all_runs(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yields the folders of runs, also those in a folder of several runs."""
+    for folder in folders:
+        if (folder / PARTS).exists():
+            yield from sorted(file.parent for file in folder.glob("*/config.json"))
+        else:
+            yield folder
+
+
+def _check_fits(run: dict[str, Any], runs: Iterable[dict[str, Any]], found: str) -> None:
+    """Checks that runs with the same settings have another seed and the same images."""
+    images = "fingerprint"
+    for other in (other for other in runs if settings_of(other) == settings_of(run)):
+        if other["config"]["seed"] == run["config"]["seed"]:
+            raise RunError(f"{found} and its seed. Choose another file, or another run.")
+        if images in other and images in run and other[images] != run[images]:
+            raise RunError(f"{found} but other images. Choose another file, or another run.")
 
 
 def _stored(file: Path) -> list[dict[str, Any]]:

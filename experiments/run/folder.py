@@ -83,7 +83,7 @@ class RunFolder:
             if missing := sorted(set(keys) - content.keys()):
                 raise ValueError(f"{missing[0]} is missing")
             return content
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if runs := sorted(file.parent.name for file in self.path.glob("*/config.json")):
                 raise RunError(
                     f"{self.path} holds several runs. Name one of them, such as "

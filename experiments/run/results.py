@@ -1,6 +1,7 @@
 """Results of runs as a small dictionary each, and a table of them."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,14 +9,14 @@ from experiments.config import Config
 from experiments.configs import PRESETS
 from experiments.run.folder import RunFolder
 from experiments.run.settings import as_flag, changed, flat, from_dict, section_variants
-from experiments.run.stored import stored_config
+from experiments.run.stored import stored_config, stored_fingerprint, stored_flags
 from experiments.tables import spread, table
 
 _OUTCOME = ("accuracy", "accuracy_plain", "loss", "steps", "seconds", "images_per_second")
 
 
 def read_result(folder: RunFolder) -> dict[str, Any]:
-    """Returns the configuration, the environment and the outcome of a run.
+    """Returns the configuration, the images' hash, the environment and the outcome of a run.
 
     The outcome of a run that ended early is its last step.
 
@@ -31,7 +32,19 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
         steps = [record["step"] for record in folder.records("train")]
         outcome = {"last_step": max(steps, default=0)}
     stored_config(folder.path)  # It raises an error if the configuration is damaged.
-    return {"config": folder.read("config.json"), "environment": environment, "outcome": outcome}
+    start = stored_flags(folder.path).get("init_from")
+    return {
+        "config": folder.read("config.json"),
+        **({} if start is None else {"init_from": str(start)}),
+        **stored_fingerprint(folder.path),
+        "environment": environment,
+        "outcome": outcome,
+    }
+
+
+def settings_of(run: dict[str, Any]) -> tuple[Config, str | None]:
+    """Returns what runs with several seeds share: the configuration and the run they start from."""
+    return from_dict(run["config"]), run.get("init_from")
 
 
 def markdown(runs: Iterable[dict[str, Any]], shown: Iterable[str] = ()) -> str:
@@ -42,18 +55,18 @@ def markdown(runs: Iterable[dict[str, Any]], shown: Iterable[str] = ()) -> str:
       shown: settings that each row shows, even if their values are the preset's.
     """
     shown = [name.replace("-", "_") for name in shown]
-    groups: dict[Config, list[dict[str, Any]]] = {}
+    groups: dict[tuple[Config, str | None], list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(from_dict(run["config"]), []).append(run["outcome"])
+        groups.setdefault(settings_of(run), []).append(run["outcome"])
     rows = []
-    for config, outcomes in groups.items():
+    for (config, start), outcomes in groups.items():
         ended = [outcome["last_step"] for outcome in outcomes if "last_step" in outcome]
         done = [outcome for outcome in outcomes if "last_step" not in outcome]
         results = [f"{spread([o['accuracy'] for o in done]):.2%}"] if done else []
         seconds = _seconds([o["seconds"]["training"] for o in done]) if done else ""
         if ended:
             results.append(f"{len(ended)} of {len(outcomes)} ended early, after {_steps(ended)}")
-        name = _command(config, shown)
+        name = _command(config, shown) + (f" --init-from {shlex.quote(start)}" if start else "")
         rows.append([f"`{name}`", str(len(outcomes)), "; ".join(results), seconds])
     return table(["run", "seeds", "test accuracy", "training time, s"], rows)
 

@@ -74,6 +74,16 @@ def config_in(path: Path) -> Config:
         raise RunError(f"--config {path} is no configuration: {error}") from error
 
 
+def stored_fingerprint(folder: Path) -> dict[str, str]:
+    """Returns `{"fingerprint": ...}` of a run's images, or nothing if the run is an old one.
+
+    Raises:
+      RunError: the file that holds it is damaged.
+    """
+    found = (folder / "data.json").exists()
+    return read_typed(folder, "data.json", {"fingerprint": str}) if found else {}
+
+
 def check_images(folder: Path, images: str) -> None:
     """Checks that images are those of a run.
 

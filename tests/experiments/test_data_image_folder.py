@@ -268,11 +268,10 @@ def test_an_image_that_is_not_there():
 @pytest.mark.parametrize("large", [True, False])
 def test_one_image_is_shrunk_as_those_of_a_folder(tmp_path, channels, large):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 6, channels), np.uint8)
-    for name in ("ant", "bee"):
-        for number in range(5):
-            path = tmp_path / name / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path)
+    paths = [tmp_path / name / f"{number}.png" for name in ("ant", "bee") for number in range(5)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path)
     expected = read(tmp_path, shrink=3 if large else 1).train_images[0]
-    image = read_one(path, expected.shape, 3)
+    image = read_one(paths[0], expected.shape, 3)
     np.testing.assert_array_equal(image, expected)

@@ -76,8 +76,40 @@ def test_another_run_of_the_same_seed_is_refused(tmp_path, capsys):
     file, folders = tmp_path / "results.json", [tmp_path / "a", tmp_path / "b"]
     line = [str(file), *(finished(folder, 0, 0.9 + i / 10) for i, folder in enumerate(folders))]
     assert gather.main(line) == 2
-    assert f"the seed of {folders[1]}" in capsys.readouterr().err
+    assert f"the settings of {folders[1]} and its seed" in capsys.readouterr().err
     assert not file.exists()
+
+
+def test_runs_on_other_images_are_refused(tmp_path, capsys):
+    file, folders = tmp_path / "results.json", [tmp_path / "a", tmp_path / "b"]
+    line = [str(file), *(finished(folder, i, 0.9) for i, folder in enumerate(folders))]
+    for folder in folders:
+        RunFolder(folder).write("data.json", {"fingerprint": folder.name})
+    assert gather.main(line) == 2
+    assert f"the settings of {folders[1]} but other images" in capsys.readouterr().err
+
+
+def test_runs_from_other_weights_have_a_row_of_their_own(tmp_path):
+    file, folders = tmp_path / "results.json", [tmp_path / "a", tmp_path / "b"]
+    line = [str(file), *(finished(folder, 0, 0.9) for folder in folders)]
+    RunFolder(folders[1]).write("run.json", {"init_from": "/runs/my first"})
+    assert gather.main(line) == 0
+    rows = markdown(json.loads(file.read_text())).splitlines()[2:]
+    assert [row.split("|")[1] for row in rows] == [
+        " `digits` ",
+        " `digits --init-from '/runs/my first'` ",
+    ]
+
+
+def test_a_folder_of_several_runs_gives_all_of_them(tmp_path):
+    for seed in range(2):
+        finished(tmp_path / "runs" / f"seed-{seed}", seed, 0.9)
+    RunFolder(tmp_path / "runs").write("parts.json", {})
+    assert gather.main([str(tmp_path / "file.json"), str(tmp_path / "runs")]) == 0
+    assert [run["config"]["seed"] for run in json.loads((tmp_path / "file.json").read_text())] == [
+        0,
+        1,
+    ]
 
 
 def test_settings_that_differ_in_the_last_digit_have_rows_of_their_own(tmp_path):

@@ -151,9 +151,8 @@ def test_eight_devices_give_the_same_curve(whole, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     folder = tmp_path / "run"
     flags = ["--norm.method", "none", "--optimizer.learning-rate", "1e20", "--eval-every", "1"]
-    with pytest.raises(
-        RunError, match=rf"(loss|grad norm) of step \d .* {folder}/checkpoints/newest/0 \(the initial weights\)\. "
-    ):
+    where = rf"{folder}/checkpoints/newest/0 \(the initial weights\)\. "
+    with pytest.raises(RunError, match=rf"(loss|grad norm) of step \d .* {where}"):
         run(folder, *flags)
     assert np.isfinite(losses(folder)).all()
     assert checkpoints(folder) == ["newest/0"]
@@ -164,7 +163,9 @@ def test_a_test_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_pat
     results = {"loss": np.float32(np.nan), "accuracy": np.float32(0.1)}
     with started(parse([*SMALL, "--output", str(folder)])) as begun:
         state = begun.state._replace(step=begun.state.step + 4)
-        with pytest.raises(RunError, match=r"test loss after step 4 is nan.*newest/0 \(the initial weights\)\. "):
+        with pytest.raises(
+            RunError, match=r"test loss after step 4 is nan.*newest/0 \(the initial weights\)\. "
+        ):
             begun.journal.tested(state, results, {}, {"seconds": 0.1})
     assert checkpoints(folder) == ["newest/0"]
     assert records(folder) == []
