@@ -17,7 +17,7 @@ from experiments.evaluation import evaluate
 from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
-from experiments.run.folder import RunFolder
+from experiments.run.folder import RunFolder, check_output
 from experiments.run.stored import check_images, stored_run
 from experiments.run.trained import Trained
 
@@ -51,6 +51,8 @@ def carry_out(arguments: Arguments) -> dict[str, Any]:
       DataError: the data is missing or damaged.
       RunError: the folder holds no trained network, or the images do not fit it.
     """
+    if arguments.output:
+        check_output(arguments.output)
     trained = Trained.open(arguments.run, arguments.checkpoint)
     tests = _of_run(arguments, trained) if arguments.data is None else _other(arguments, trained)
     images, labels = jnp.asarray(tests.images), jnp.asarray(tests.labels)

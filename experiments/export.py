@@ -17,6 +17,7 @@ from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.atomic import written
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
+from experiments.run.folder import check_output
 from experiments.run.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -56,6 +57,7 @@ def carry_out(arguments: Arguments) -> None:
         raise RunError(
             f"--platforms {' '.join(arguments.platforms)}: choose from {', '.join(PLATFORMS)}."
         )
+    check_output(arguments.file)
     trained = Trained.open(arguments.run, arguments.checkpoint)
     shape = jax.export.symbolic_shape("n, ...", like=(1, *trained.image_shape))
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)

@@ -90,7 +90,10 @@ class Learner:
     def normalize(self, data: Images, images: ArrayLike) -> jax.Array:
         """Returns the network's input for uint8 images `[..., height, width, channels]`."""
         pixels = jnp.asarray(images, self.dtype) / 255
-        mean, std = data.mean.astype(self.dtype), data.std.astype(self.dtype)
+        axes = range(pixels.ndim - 1)
+        mean, std = (
+            jnp.expand_dims(values.astype(self.dtype), axes) for values in (data.mean, data.std)
+        )
         return (pixels - mean) / std * self.config.data.gain
 
     def apply(

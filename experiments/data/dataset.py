@@ -15,8 +15,15 @@ class DataError(Exception):
     """
 
     def __init__(self, message: str):
-        # Names of files may hold line breaks, and an error has one line.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(in_one_line(message))
+
+
+def in_one_line(message: str) -> str:
+    """Returns the message of an error with its control characters escaped.
+
+    Names of files may hold line breaks, and an error has one line.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 class Dataset(NamedTuple):

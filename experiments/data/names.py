@@ -14,8 +14,8 @@ def check_names(place: str | Path, classes: Iterable[str]) -> None:
       classes: the names.
 
     Raises:
-      DataError: a name holds control characters, or half a character.
+      DataError: a name is blank, or holds control characters or half a character.
     """
     for name in classes:
-        if not name.isprintable():
+        if not name.strip() or not name.isprintable():
             raise DataError(f"{place}: the class {name!a} has an unreadable name. Rename it.")

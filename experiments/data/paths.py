@@ -10,8 +10,10 @@ def expanded(path: str | Path) -> Path:
     """Returns the path with the home folder in place of a leading `~` or `~user`.
 
     Raises:
-      DataError: the home folder is not known.
+      DataError: the home folder is not known, or this can be no path.
     """
+    if "\0" in str(path):
+        raise DataError(f"{path} holds a null character, which no path has.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

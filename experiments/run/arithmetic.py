@@ -1,4 +1,4 @@
-"""How JAX computes in a run: its types and their promotion."""
+"""How JAX computes in a run: its types, their promotion and its random numbers."""
 
 import contextlib
 import functools
@@ -16,8 +16,17 @@ from experiments.run.stored import stored_config
 @contextlib.contextmanager
 def arithmetic(config: Config) -> Iterator[None]:
     """Sets how JAX computes in a run, whatever the settings of the environment are."""
-    # Flax's group norm mixes dtypes in bfloat16, and JAX's integers do in float64.
-    with jax.enable_x64(config.precision == "float64"), jax.numpy_dtype_promotion("standard"):
+    with (
+        jax.enable_x64(config.precision == "float64"),
+        # Flax's group norm mixes dtypes in bfloat16, and JAX's integers do in float64.
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        # The random numbers of a run must not change when it is resumed elsewhere.
+        jax.default_prng_impl("threefry2x32"),
+        jax.threefry_partitionable(True),
+        jax.disable_jit(False),
+        jax.transfer_guard("allow"),
+    ):
         yield
 
 

@@ -2,13 +2,26 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from experiments.data.paths import is_special
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Yields the path of a partial file, which takes the place of `path` if no error occurs."""
+    """Yields the path of a partial file, which takes the place of `path` if no error occurs.
+
+    Links are followed. The content is copied into a device or a pipe.
+    """
+    if is_special(path):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder, "partial")
+            yield partial
+            path.write_bytes(partial.read_bytes())
+        return
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

@@ -56,6 +56,10 @@ class Checkpoints:
             if step not in self._newest.all_steps():
                 self._newest.save(step, args=ocp.args.StandardSave(state))
 
+    def best_step(self) -> int | None:
+        """Returns the step of the state with the best accuracy, or None if none is saved."""
+        return self._best.latest_step()
+
     def wait(self) -> None:
         """Waits until all checkpoints are written.
 

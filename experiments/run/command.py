@@ -30,7 +30,9 @@ def parse(arguments: Sequence[str]) -> Run:
     _check_place_of_preset(flags)
     default = _default(preset, flags)
     run = _cli(dataclasses.replace(default, config=_with_variants(default.config, flags)), flags)
-    run = dataclasses.replace(run, config=_with_absolute_data(run.config))
+    run = dataclasses.replace(
+        run, config=_with_absolute_data(run.config), sweep=_with_absolute_paths(run.sweep)
+    )
     check(run)
     if sum(flag.partition("=")[0] == "--sweep" for flag in flags) > 1:
         raise RunError("--sweep is given twice. Sweep over one setting, or start several commands.")
@@ -76,13 +78,21 @@ def with_setting(config: Config, name: str, value: str) -> Config:
 
 def _with_absolute_data(config: Config) -> Config:
     """Returns the configuration with an absolute path of the data, which holds in any folder."""
-    if config.data.dataset in NAMES:
-        return config
-    path = expanded(config.data.dataset)
-    if not path.exists():
-        return config
-    data = dataclasses.replace(config.data, dataset=str(path.absolute()))
+    data = dataclasses.replace(config.data, dataset=_absolute(config.data.dataset))
     return dataclasses.replace(config, data=data)
+
+
+def _with_absolute_paths(sweep: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the sweep, with absolute paths if it is one over data sets."""
+    if not sweep or sweep[0] != "data.dataset":
+        return sweep
+    return sweep[0], *map(_absolute, sweep[1:])
+
+
+def _absolute(dataset: str) -> str:
+    """Returns the absolute path of a file or folder of images, or the name of a data set."""
+    is_path = dataset not in NAMES and expanded(dataset).exists()
+    return str(expanded(dataset).absolute()) if is_path else dataset
 
 
 def _check_place_of_preset(flags: Sequence[str]) -> None:

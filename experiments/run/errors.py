@@ -7,11 +7,18 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from experiments.data import DataError
+from experiments.data.dataset import DataError, in_one_line
 
 
 class RunError(Exception):
-    """The run cannot start or continue. The message says what to do."""
+    """The run cannot start or continue. The message says what to do.
+
+    Args:
+      message: the message. Its control characters are escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(in_one_line(message))
 
 
 class NotFinite(RunError):
@@ -34,6 +41,9 @@ class Interrupted(Exception):
 
 def exit_code(command: Callable[[], object]) -> int:
     """Runs a command; prints an error as one line, and returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # The command was started with this stream closed.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

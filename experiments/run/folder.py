@@ -16,6 +16,27 @@ WRITER = "writer.json"
 """File that says which process writes to a folder."""
 
 
+_FILES = frozenset(
+    (
+        *("config.json", "run.json", "data.json", "environment.json", "summary.json", "parts.json"),
+        *("metrics.jsonl", "train.csv", "test.csv", "results.md", "report.md", "report.html"),
+        *(WRITER, ".lock"),
+    )
+)
+"""Files of a run, or of a command that makes several, but the plots."""
+
+
+def check_output(path: Path) -> None:
+    """Checks that writing a file does not replace one of a run.
+
+    Raises:
+      RunError: it would.
+    """
+    holds_run = any((path.parent / name).exists() for name in ("config.json", "parts.json"))
+    if holds_run and path.exists() and (path.name in _FILES or path.suffix == ".png"):
+        raise RunError(f"{path} is a file of the run in {path.parent}. Choose another name.")
+
+
 class RunFolder:
     """A folder with JSON files, and records in `metrics.jsonl`.
 
@@ -39,7 +60,12 @@ class RunFolder:
         """
         if not self.writes:
             return self
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"The folder {self.path} cannot be made ({error.strerror}). Choose another."
+            ) from error
         try:
             self._lock.acquire(blocking=False)
         except Timeout as error:
@@ -106,18 +132,19 @@ class RunFolder:
         """Returns the records of one kind, `train` or `test`, or all, without damaged lines."""
         return [r for r in self._lines()[0] if kind is None or r["kind"] == kind]
 
-    def keep_until(self, step: int) -> int:
+    def keep_until(self, step: int) -> tuple[int, int]:
         """Deletes the records of later steps, which a resumed run repeats, and damaged lines.
 
         Returns:
-          The number of damaged lines.
+          The number of damaged lines, and the number of training steps whose records are missing.
         """
         if not self.writes:
-            return 0
+            return 0, 0
         records, damaged = self._lines()
         kept = [record for record in records if record["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        return damaged
+        trained = {record["step"] for record in kept if record["kind"] == "train"}
+        return damaged, step - len(trained)
 
     def _lines(self) -> tuple[list[dict[str, Any]], int]:
         """Returns the records that can be read, and the number of the other lines."""
@@ -136,9 +163,15 @@ class RunFolder:
         return records, damaged
 
 
+_SCORES = ("loss", "accuracy", "accuracy_plain", "accuracy_batch_statistics")
+
+
 def _is_record(record: Any) -> bool:
-    return (
-        isinstance(record, dict)
-        and record.get("kind") in ("train", "test")
-        and type(record.get("step")) is int
+    """Returns whether a line has what a resumed run takes from it."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return False
+    times = [record.get(name, 0.0) for name in ("seconds", "compiling")]
+    scores = {"train": (), "test": _SCORES}.get(str(record.get("kind")))
+    return scores is not None and all(
+        type(number) in (int, float) for number in (*times, *map(record.get, scores))
     )

@@ -1,5 +1,6 @@
 """Writes down what a run finds out: metrics, checkpoints and the summary."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -37,9 +38,16 @@ class Journal:
     ):
         self._folder, self._learner, self._checkpoints = folder, learner, checkpoints
         self._display = display
-        self._best = max(
-            (r["accuracy"] for r in folder.records("test") if r["step"] <= first_step), default=-1.0
-        )
+        accuracies = {
+            r["step"]: r["accuracy"] for r in folder.records("test") if r["step"] <= first_step
+        }
+        self._best = max(accuracies.values(), default=-1.0)
+        best = checkpoints.best_step()
+        if best is not None and best not in accuracies:
+            self._best = math.inf
+            display.line(
+                f"No record says how accurate {checkpoints.path}/best/{best} is, so it stays."
+            )
         self._board = TensorBoard(folder.path, first_step) if folder.writes else None
 
     def trained(self, step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:

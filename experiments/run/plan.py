@@ -57,8 +57,7 @@ class Plan:
         state = _checked_network(learner, dataset.train_images.shape[1:])
         _check_batches(learner, state, dataset.train_images.shape[1:])
         images = fingerprint(dataset)
-        if run.resume and (run.folder / "data.json").exists():
-            check_images(run.folder, images)
+        _check_same_images(run, images)
         shapes = with_sharding(state, NamedSharding(mesh, PartitionSpec()))
         if run.init_from is not None and run.resume is None:
             differing(shapes, Trained.open(run.init_from), dataset.classes)
@@ -179,6 +178,15 @@ def _check_batches(learner: Learner, state: TrainState, shape: Sequence[int]) ->
         except ValueError as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise RunError(f"--{flag.replace('_', '-')} {size} is too small: {reason}.") from error
+
+
+def _check_same_images(run: Run, images: str) -> None:
+    """Checks that the images are those of the run before, and of other runs by its command."""
+    if run.resume and any((run.folder / name).exists() for name in ("data.json", "checkpoints")):
+        check_images(run.folder, images)
+    for other in run.whole.glob("*/data.json") if run.whole else ():
+        if stored_config(other.parent).data == run.config.data:
+            check_images(other.parent, images)
 
 
 def _outputs(learner: Learner, state: TrainState, shape: Sequence[int]) -> Any:

@@ -110,8 +110,10 @@ def local_devices() -> Sequence[Any]:
     """
     try:
         return jax.local_devices()
-    except RuntimeError as error:
-        raise RunError(f"JAX finds no devices: {' '.join(str(error).split())}") from error
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or "it does not support these platforms here."
+        platforms = f" of JAX_PLATFORMS={names}" if (names := os.getenv("JAX_PLATFORMS")) else ""
+        raise RunError(f"JAX finds no devices{platforms}: {reason}") from error
 
 
 def make_mesh(run: Run) -> Mesh:

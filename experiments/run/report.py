@@ -4,6 +4,7 @@ Command: python -m experiments.run.report FOLDER
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def write_report(folder: RunFolder) -> None:
       RunError: the folder holds no finished run, or a file in it is damaged.
     """
     run = RunFiles.read(folder)
-    _quiet_matplotlib()
+    _prepare_matplotlib()
     # Matplotlib takes a second to import, which a run shall not spend before its first step.
     from experiments.run.plots import Plots
 
@@ -48,8 +49,10 @@ def is_reported(folder: Path) -> bool:
     return (folder / LAST).exists()
 
 
-def _quiet_matplotlib() -> None:
-    """Hides what Matplotlib logs about its cache."""
+def _prepare_matplotlib() -> None:
+    """Hides what Matplotlib logs about its cache, and sets its backend."""
+    # It refuses to be imported if the environment names a backend that it does not know.
+    os.environ["MPLBACKEND"] = "agg"
     # Without a writable home, Matplotlib logs two long lines when it is imported. They tell the
     # user to change the system, although the plots are right and only take longer.
     for name in ("matplotlib", "matplotlib.font_manager"):

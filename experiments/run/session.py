@@ -105,8 +105,8 @@ def started(run: Run) -> Iterator[Session]:
         first_step = 0 if state is None else int(state.step)
         display = Display(plan.learner.total_steps, first_step, console)
         display.header(plan.header())
-        if damaged := folder.keep_until(first_step):
-            say(f"{folder.metrics}: {damaged} damaged line{'s' * (damaged > 1)} left out.")
+        if told := _losses(*folder.keep_until(first_step)):
+            say(f"{folder.metrics}: {told}.")
         compiled = Compiled(plan.learner, display)
         if state is None:
             state = compiled(init, data, np.int32(run.config.seed))
@@ -124,6 +124,13 @@ def started(run: Run) -> Iterator[Session]:
         yield Session(
             run, plan.learner, data, state, folder, compiled, checkpoints, journal, signals
         )
+
+
+def _losses(damaged: int, missing: int) -> str:
+    """Returns what has been lost of the metrics, or nothing."""
+    lines = f"{damaged} damaged line{'s' * (damaged > 1)} left out"
+    steps = f"the records of {missing} step{'s' * (missing > 1)} are missing"
+    return ", ".join([lines] * bool(damaged) + [steps] * bool(missing))
 
 
 def _write_settings(plan: Plan, folder: RunFolder, data: Images) -> None:

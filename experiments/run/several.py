@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +33,10 @@ def parts(run: Run) -> list[Run]:
         return [run]
     _check_folder_of_all(run)
     name, *values = run.sweep or ("",)
-    configs = {f"{name}-{v}-".replace("/", "_"): _swept(run, name, v) for v in values}
+    configs = {
+        f"{name}-{label}-".replace("/", "_"): _swept(run, name, value)
+        for label, value in zip(_labels(values), values, strict=True)
+    }
     if len(set(configs.values())) < len(values):
         raise RunError(
             f"--sweep {' '.join(run.sweep)}: two of the values are the same, or would "
@@ -60,6 +64,13 @@ def parts(run: Run) -> list[Run]:
     return made
 
 
+def _labels(values: Sequence[str]) -> Sequence[str]:
+    """Returns the values, or the names of files without their folders if these differ."""
+    names = [Path(value).name for value in values]
+    are_paths = any(Path(value).is_absolute() for value in values)
+    return names if are_paths and len(set(names)) == len(names) else values
+
+
 def check_parts(made: Sequence[Run]) -> None:
     """Checks the runs of each value of a sweep, before the first one starts.
 
@@ -85,8 +96,8 @@ def _check_folder_of_all(run: Run) -> None:
     if run.resume or not (run.folder / PARTS).exists():
         return
     old, init_from = stored_run(run.folder), run.init_from and run.init_from.absolute()
-    before = old.config, old.config.seed, old.init_from
-    same = before == (run.config, run.config.seed, init_from)
+    before = old.config, old.config.seed, old.init_from, old.eval_every
+    same = before == (run.config, run.config.seed, init_from, run.eval_every)
     if not (same and old.seeds <= run.seeds and run.sweep[: len(old.sweep)] == old.sweep):
         raise RunError(
             f"{run.folder} holds runs of another command. Continue them with --resume, or choose "

@@ -103,7 +103,7 @@ SETTINGS = {
     "--epochs 1 digits": "The preset digits goes first",
     "digits cifar10": "The preset cifar10 goes first",
     "digits extra": "extra",
-    "digits --sweep epochs 1 2 --sweep seed 1 2": "--sweep is given twice",
+    "digits --sweep epochs 1 2 --sweep batch-size 8 16": "--sweep is given twice",
     "digits --nonsense 1": "--nonsense",
     "digits --norm.nonsense 1": "--norm.nonsense",
     "digits --epochs": "--epochs",

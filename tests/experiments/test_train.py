@@ -227,7 +227,18 @@ def test_a_run_without_its_summary_is_finished(copy, whole, monkeypatch):
     "content",
     slow_but_for(
         ['{"kind": "train", "step": "x"}'],
-        ['{"kind": "tr', "", "[3]", "\x00\x00", '{"kind": "x", "step": 1}', '{"kind": "train"}'],
+        [
+            *(
+                '{"kind": "tr',
+                "",
+                "[3]",
+                "\x00\x00",
+                '{"kind": "x", "step": 1}',
+                '{"kind": "train"}',
+            ),
+            *('{"kind": "test", "step": 2}', '{"kind": "test", "step": 2, "accuracy": "high"}'),
+            '{"kind": "train", "step": 2, "seconds": null}',
+        ],
     ),
 )
 def test_a_damaged_line_of_the_metrics_costs_that_line_alone(content, copy, whole, capsys):
