@@ -34,6 +34,9 @@ def parse(arguments: Sequence[str]) -> Run:
         run, config=_with_absolute_data(run.config), sweep=_with_absolute_paths(run.sweep)
     )
     check(run)
+    for name in ("output", "resume", "data_dir", "init_from"):
+        if _value(flags, name) == "":
+            raise RunError(f"--{name.replace('_', '-')} is empty. Give a path, or leave it out.")
     if sum(flag.partition("=")[0] == "--sweep" for flag in flags) > 1:
         raise RunError("--sweep is given twice. Sweep over one setting, or start several commands.")
     if "--sweep" in flags and not run.sweep:

@@ -103,6 +103,8 @@ SETTINGS = {
     "--epochs 1 digits": "The preset digits goes first",
     "digits cifar10": "The preset cifar10 goes first",
     "digits extra": "extra",
+    "digits --output=": "--output is empty",
+    "digits --data-dir=": "--data-dir is empty",
     "digits --sweep epochs 1 2 --sweep batch-size 8 16": "--sweep is given twice",
     "digits --nonsense 1": "--nonsense",
     "digits --norm.nonsense 1": "--norm.nonsense",
@@ -204,6 +206,7 @@ CONFIGS = {
     '{"name": "digits", "norm": {"methode": "batch"}}': "'norm.methode'",
     '{"name": "digits", "norm": {"method": "nonsense"}}': "norm.method is 'nonsense'",
     '{"name": "digits", "norm": 3}': "norm",
+    '{"name": "digits", "data": {"dataset": "a\\u0000b"}}': "null character",
     '{"name": "digits", "epochs": "ten"}': "epochs is 'ten'",
     '{"name": "digits", "epochs": -1}': "--epochs -1",
     '{"name": "digits", "epochs": NaN}': "--epochs nan",
@@ -257,6 +260,26 @@ def test_an_output_that_cannot_be_a_folder_is_refused(place, flags, capfd):
     assert train.main([*TINY, *flags.split(), "--output", place]) == 2
     assert place.removesuffix("/run") in the_error(capfd)
     assert Path("file").read_text() == "kept"
+
+
+def test_a_path_of_two_lines_makes_an_error_of_one(capfd):
+    check(["--resume", "a\nb"], r"a\nb", capfd)
+
+
+@pytest.mark.parametrize("command", [evaluate, export])
+@pytest.mark.parametrize("name", ["config.json", "curves.png", ".lock"])
+def test_a_file_of_a_run_is_not_replaced_by_an_output(command, name, whole, capfd):
+    shutil.copytree(whole, "run")
+    before = files(Path("run"))
+    flags = ["--output"] * (command is evaluate)
+    check(["run", *flags, f"run/{name}"], f"{name} is a file of the run in run", capfd, command)
+    assert files(Path("run")) == before
+
+
+def test_a_run_without_the_hash_of_its_images_is_not_resumed(whole, capfd):
+    shutil.copytree(whole, "run")
+    Path("run", "data.json").unlink()
+    check(["--resume", "run", "--devices", "1"], "data.json is missing", capfd)
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json", "data.json", "metrics.jsonl"])

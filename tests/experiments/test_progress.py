@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -192,3 +193,12 @@ def test_another_command_ends_in_silence_if_nobody_reads_its_output(text, unread
     unread("stdout")
     assert exit_code(lambda: print(text)) == 128 + signal.SIGPIPE
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_runs_without_output_streams(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert exit_code(lambda: print("text")) == 0
+    assert exit_code(lambda: Path("/no/such/file").read_text()) == 2
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +143,20 @@ def test_stop_and_resume_equals_a_run_in_one_piece_bitwise(whole, tmp_path, dama
     assert_equal(Trained.open(folder, "best").state, Trained.open(whole, "best").state)
 
 
+def test_what_the_environment_sets_in_jax_does_not_change_a_run(whole, tmp_path):
+    with (
+        jax.threefry_partitionable(False),
+        jax.default_prng_impl("rbg"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.transfer_guard("disallow"),
+        jax.disable_jit(),
+        jax.enable_x64(True),
+    ):
+        run(tmp_path / "run")
+    assert records(tmp_path / "run") == records(whole)
+
+
 @pytest.mark.slow
 def test_eight_devices_give_the_same_curve(whole, tmp_path):
     run(tmp_path / "run", "--devices", "8")
@@ -252,6 +267,26 @@ def test_a_damaged_line_of_the_metrics_costs_that_line_alone(content, copy, whol
     told = [line for line in capsys.readouterr().out.splitlines() if "metrics.jsonl" in line]
     assert len(told) == 1
     assert "1 damaged line left out" in told[0]
+
+
+def test_lost_metrics_are_told_and_the_best_checkpoint_stays(copy, whole, capsys):
+    """Nothing says how accurate it is."""
+    (copy / "metrics.jsonl").unlink()
+    for folder in ("best", "newest"):
+        for path in (copy / "checkpoints" / folder).iterdir():
+            if int(path.name) > 12:
+                shutil.rmtree(path)
+    if not list((copy / "checkpoints" / "best").iterdir()):
+        shutil.copytree(
+            copy / "checkpoints" / "newest" / "12", copy / "checkpoints" / "best" / "12"
+        )
+    best = [name for name in checkpoints(copy) if "best" in name]
+    resume(copy)
+    out = capsys.readouterr().out
+    assert "the records of 12 steps are missing" in out
+    assert f"No record says how accurate {copy}/checkpoints/{best[0]} is" in out
+    assert [name for name in checkpoints(copy) if "best" in name] == best
+    assert [record["step"] for record in records(copy)] == [13, 14, 15, 16, 16]
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_is_used(copy, whole, capsys):
@@ -515,6 +550,27 @@ def test_data_that_has_moved_is_found_by_its_new_path(own, tmp_path, capsys):
         old.rename(own / "data.npz")
 
 
+def test_runs_of_one_command_have_the_same_images(own, random_arrays, tmp_path, capsys):
+    np.savez(path := tmp_path / "data.npz", **random_arrays)
+    flags = ["--data.dataset", str(path), "--batch-size", "32", "--epochs", "0.25", "--seeds", "2"]
+    line = ["digits", *SMALL[3:9], *flags, "--output", str(tmp_path / "runs")]
+    assert train.main(line) == 0
+    shutil.rmtree(tmp_path / "runs" / "seed-1")
+    np.savez(path, **random_arrays | {"labels": random_arrays["labels"][::-1]})
+    assert train.main(["--resume", str(tmp_path / "runs")]) == 2
+    assert "images are not those of the run in" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "seed-1").exists()
+
+
+def test_a_sweep_over_data_is_resumed_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("b.npz").touch()
+    run = parse([*BRIEF, "--sweep", "data.dataset", "digits", "b.npz", "--output", "x"])
+    assert run.sweep == ("data.dataset", "digits", str(tmp_path / "b.npz"))
+    names = [part.folder.name for part in parts(run)]
+    assert names == ["data.dataset-digits-seed-0", "data.dataset-b.npz-seed-0"]
+
+
 def test_data_that_has_changed_is_refused(own, random_arrays, capsys):
     before = (own / "data.npz").read_bytes()
     labels = random_arrays["labels"][::-1]
@@ -606,6 +662,17 @@ def test_evaluate_gives_the_accuracy_of_the_run(whole, tmp_path, capsys):
     assert results["accuracy"] == pytest.approx(summary["accuracy"])
     assert results["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     assert results["step"] == STEPS
+
+
+def test_results_are_written_through_a_link_and_into_a_pipe(whole, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "results.json")
+    assert evaluate.main([str(whole), "--output", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        assert evaluate.main([str(whole), "--output", str(pipe)]) == 0
+        assert read.result(timeout=60) == (tmp_path / "results.json").read_text()
 
 
 def test_evaluate_takes_the_test_images_of_a_file(whole, tmp_path, capsys):
