@@ -24,7 +24,7 @@ class DataConfig:
     shrink: int = 1
     """Downscaling factor: each pixel becomes the mean of a square with this many pixels a side."""
     gain: float = 1.0
-    """Standard deviation of the network's input over the training images."""
+    """Factor of the network's input, whose mean over the training images is 0 and deviation 1."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ class OptimizerConfig:
     norm_bias_factor: float = 1.0
     """Factor of the learning rate of the norms' biases; their weight decay is divided by it."""
     schedule: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
-    """Points (share of training, factor of the learning rate), joined by straight lines."""
+    """Pairs of a share of training and a factor of the learning rate, joined by straight lines. For
+    example, 0 1 1 0 falls from 1 to 0."""
     lookahead: bool = False
-    """Whether slow weights follow every 5 steps, by the share 1 - 0.95^5 (step / steps)^3."""
+    """Whether slow weights follow every 5 steps (Zhang et al. 2019, with airbench94's decay)."""
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,5 @@ class Config:
     label_smoothing: float = 0.0
     """Share of a label that is spread evenly over all classes."""
     views: Literal["plain", "mirror", "mirror_shift"] = "plain"
-    """Views of a test image to average: plain, also its mirror image, also both shifted."""
+    """Views of a test image whose logits are averaged: itself (plain), its mirror image too
+    (mirror), both shifted by a pixel too (mirror_shift)."""

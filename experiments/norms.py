@@ -86,16 +86,16 @@ class InplaceBatchNorm(_Affine):
 
 @dataclass(frozen=True)
 class BatchRenorm(_Running):
-    """Batch renormalization (Ioffe 2017), whose limits start at those of batch norm, 1 and 0."""
+    """Batch renormalization (Ioffe 2017)."""
 
     method: Literal["renorm"] = "renorm"
     """Norm: batch, inplace, renorm, running, group or none."""
     r_max: float = 3.0
-    """Limit of the scale."""
+    """Largest correction of the scale, a factor. At first it is 1, as in batch norm."""
     d_max: float = 5.0
-    """Limit of the shift."""
+    """Largest correction of the shift, in standard deviations. At first it is 0."""
     widening_steps: int = 100
-    """Number of steps in which the limits widen."""
+    """Number of steps after which both limits are reached."""
 
     def make(self) -> Norm:
         """Returns the norm."""

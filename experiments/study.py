@@ -124,7 +124,7 @@ def _carry_out(
     settings = study.settings(scale)
     finished = {record.key for record in folder.finished(settings)}
     missing = [setting for setting in settings if setting.key not in finished]
-    print(f"{study.name}: {len(missing)} of {len(settings)} runs are missing.", flush=True)
+    print(f"{study.name}: {len(missing)} of {len(settings)} runs to make.", flush=True)
     flag = "" if scale == "digits" else f" --{scale}"
     command = f"python -m experiments.study {study.name}{flag}"
     surroundings = lru_cache(environment)

@@ -120,4 +120,4 @@ def _compilers() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    sys.exit(main(tyro.cli(Arguments, prog="python -m experiments.benchmarks.compiled")))

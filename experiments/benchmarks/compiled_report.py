@@ -104,4 +104,4 @@ def _touch(a: Cell, b: Cell) -> bool:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m experiments.benchmarks.compiled_report"))

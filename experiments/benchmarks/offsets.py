@@ -74,4 +74,4 @@ def plot(errors: dict[str, list[float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m experiments.benchmarks.offsets"))

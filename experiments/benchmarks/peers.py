@@ -363,4 +363,4 @@ def _cell(value: float | str | None, right: bool | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    sys.exit(main(tyro.cli(Arguments, prog="python -m experiments.benchmarks.peers")))

@@ -80,4 +80,4 @@ def rows(turns: Any, rounds: int, warm_up: int = 5, **about: Any) -> Iterator[di
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m experiments.benchmarks.timed"))

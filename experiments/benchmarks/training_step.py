@@ -90,4 +90,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m experiments.benchmarks.training_step"))

@@ -38,7 +38,8 @@ def read(files: list[Path], resize: int | None) -> np.ndarray:
         if image.shape != first.shape:
             raise DataError(
                 f"{files[0]} is {_size(first)} and {files[place]} is {_size(image)}. Images must "
-                "have the same size: pass --data.resize, for example --data.resize 32."
+                "have the same size: resize them, or train with --data.resize, for example "
+                "--data.resize 32."
             )
         images[place] = image
         return grey

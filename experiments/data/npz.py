@@ -132,6 +132,11 @@ def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
             f"{path}: {key} is {images.dtype} of shape {images.shape}. It must be uint8 (from 0 to "
             "255) of shape [n, height, width, channels] or [n, height, width], and not empty."
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
+        raise DataError(
+            f"{path}: {key} has shape {images.shape}, so its second axis seems to be that of the "
+            f"channels. It must be the last one: store {key}.transpose(0, 2, 3, 1)."
+        )
     return np.ascontiguousarray(images if images.ndim == 4 else images[..., np.newaxis])
 
 

@@ -16,7 +16,7 @@ class Run:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
-    """File with settings in place of a preset, such as config.json in a run's folder."""
+    """Folder of a run, or a file such as its config.json, whose settings replace the preset's."""
     output: Path | None = None
     """Folder of the run; by default runs/PRESET-TIME."""
     resume: Path | None = None
@@ -30,7 +30,7 @@ class Run:
     data_dir: Path | None = None
     """Folder or archive with CIFAR-10 or CIFAR-100; by default they are downloaded and cached."""
     data_variant: str | None = None
-    """Name that reports give to the data."""
+    """Name of the data in reports; by default that of the file or folder."""
     devices: int | None = None
     """Number of devices of each process; all by default. On a CPU, JAX creates this many."""
     processes: int = 1

@@ -97,7 +97,7 @@ class Journal:
         self._best = max(self._best, results["accuracy"])
         epoch = step / self._learner.steps_per_epoch
         own = results["accuracy_batch_statistics"]
-        mode = f"  (normalized by each test batch {own:.2%})" if drift else ""
+        mode = f"  (in training mode {own:.2%})" if drift else ""
         self._display.line(
             f"epoch {epoch:6.2f}  test loss {results['loss']:.4f}  accuracy "
             f"{results['accuracy']:.2%}{mode}"

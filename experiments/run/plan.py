@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data import NAMES, Dataset, fingerprint, load
+from experiments.data import NAMES, Dataset, expanded, fingerprint, load
 from experiments.learner import Learner, TrainState
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
@@ -78,12 +78,18 @@ class Plan:
             "model": f"{config.model.name}, {self.num_params:,} parameters, {config.precision}",
             "norm": config.norm.method,
             "data": f"{dataset.variant}: {images}, {height}x{width}x{channels}",
-            "training": f"{config.epochs:g} epochs, {self.learner.total_steps} steps of "
-            f"{config.batch_size} images",
+            "training": f"{_counted(config.epochs, 'epoch')}, "
+            f"{_counted(self.learner.total_steps, 'step')} of "
+            f"{_counted(config.batch_size, 'image')}",
             "devices": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
             "folder": str(self.run.folder),
             "resume": self.run.resume_command,
         }
+
+
+def _counted(number: float, name: str) -> str:
+    digits = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{digits} {name}{'s' * (number != 1)}"
 
 
 def check_folder(run: Run) -> None:
@@ -159,10 +165,11 @@ def _checked_network(learner: Learner, shape: Sequence[int]) -> TrainState:
         reason = "a layer would have no inputs"
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
+    resizable = expanded(learner.config.data.dataset).is_dir()
+    other = ", or larger images with --data.resize" if resizable else ", or larger images"
     raise RunError(
         f"--model.name {learner.config.model.name} cannot take images of shape {tuple(shape)}: "
-        f"{reason}. Choose another network, or change the images with --data.resize or "
-        "--data.shrink."
+        f"{reason}. Choose another network{other}."
     )
 
 

@@ -174,7 +174,8 @@ class Signals:
             raise KeyboardInterrupt(self._advice)
         self._received = number
         name = signal.Signals(number).name
-        text = f"{name}: the run ends after this step. A second Ctrl-C ends it at once.\n"
+        hint = " A second Ctrl-C ends it at once." if number == signal.SIGINT else ""
+        text = f"{name}: the run ends after this step.{hint}\n"
         # Printing is not safe here, because the signal may have interrupted another print.
         os.write(2, text.encode())
 

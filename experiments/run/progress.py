@@ -153,7 +153,7 @@ class RunConsole(Console):
     def on_broken_pipe(self) -> None:
         """Says so, and prints nothing from now on."""
         discard(sys.stdout)
-        complain("What read the output has ended. The run goes on.")
+        complain("Nothing reads the output any more. The run goes on and prints no more.")
 
 
 def _unbroken() -> Column:

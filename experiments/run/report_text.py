@@ -40,9 +40,9 @@ def report_text(run: RunFiles) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-_MODES_EXPLAINED = """The running statistics normalize the test images (inference mode). Only for
-the accuracy in training mode, each batch of test images is normalized by its own statistics, as in
-training."""
+_MODES_EXPLAINED = """The running statistics normalize the test images (inference mode). The
+accuracy in training mode is that of the same images when the statistics of each test batch
+normalize them, as in training."""
 
 _MODES = """## Training mode and inference mode
 
@@ -128,12 +128,12 @@ def _confusions(classes: Sequence[str], counts: Sequence[Sequence[int]], most: i
         return "The network makes no error on the test images."
     frequent = sorted((e for e in errors if e[0] > 1), key=lambda error: -error[0])
     if not frequent:
-        return "The network mistakes no class for the same other class more than once."
+        return "Each confusion of two classes occurs once."
     shown, others = frequent[:most], frequent[most:]
     rows = [(label, guess, count) for count, label, guess in shown]
     paragraphs = ["The most frequent errors:", table(("label", "prediction", "images"), rows)]
     if ties := sum(count == shown[-1][0] for count, _, _ in others):
-        paragraphs.append(f"As frequent as the last one, but not listed: {ties}.")
+        paragraphs.append(f"Not listed: {ties} more, as frequent as the last.")
     return "\n\n".join(paragraphs)
 
 

@@ -161,7 +161,7 @@ def taken_over(
     if left_out := differing(state, trained, classes):
         names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in left_out]
         reason = "their classes or shapes differ"
-        say(f"These arrays keep their initial values, because {reason}: {', '.join(names)}.")
+        say(f"These arrays start anew, because {reason}: {', '.join(names)}.")
     found = _arrays(trained.variables)
 
     def take(path, leaf):

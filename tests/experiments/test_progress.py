@@ -179,7 +179,10 @@ def test_a_run_goes_on_if_nobody_reads_its_output(unread, capsys):
     with Display(10) as display:
         display.header(ROWS)
         display.line("text")
-    assert capsys.readouterr().err == "What read the output has ended. The run goes on.\n"
+    assert (
+        capsys.readouterr().err
+        == "Nothing reads the output any more. The run goes on and prints no more.\n"
+    )
 
 
 def test_a_run_goes_on_if_nobody_reads_its_output_and_errors(unread):

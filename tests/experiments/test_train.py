@@ -597,7 +597,7 @@ def test_a_head_for_other_classes_keeps_its_initial_values(number, whole, tmp_pa
         assert new["Dense_0"]["kernel"].shape[-1] == number
         if number == 10:
             assert not np.array_equal(new["Dense_0"]["kernel"], old["Dense_0"]["kernel"])
-    (told,) = [line for line in capsys.readouterr().out.splitlines() if "initial values" in line]
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "start anew" in line]
     assert told.endswith(": params/Dense_0/bias, params/Dense_0/kernel.")
 
 

@@ -62,4 +62,4 @@ def main(folder: Annotated[Path, tyro.conf.Positional]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m experiments.benchmarks.gpu.report"))
