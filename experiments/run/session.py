@@ -105,7 +105,7 @@ def started(run: Run) -> Iterator[Session]:
         first_step = 0 if state is None else int(state.step)
         display = Display(plan.learner.total_steps, first_step, console)
         display.header(plan.header())
-        if told := _losses(*folder.keep_until(first_step)):
+        if told := _lost_records(*folder.keep_until(first_step)):
             say(f"{folder.metrics}: {told}.")
         compiled = Compiled(plan.learner, display)
         if state is None:
@@ -126,8 +126,8 @@ def started(run: Run) -> Iterator[Session]:
         )
 
 
-def _losses(damaged: int, missing: int) -> str:
-    """Returns what has been lost of the metrics, or nothing."""
+def _lost_records(damaged: int, missing: int) -> str:
+    """Says what has been lost of the metrics, if something has."""
     lines = f"{damaged} damaged line{'s' * (damaged > 1)} left out"
     steps = f"the records of {missing} step{'s' * (missing > 1)} are missing"
     return ", ".join([lines] * bool(damaged) + [steps] * bool(missing))
