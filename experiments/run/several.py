@@ -17,7 +17,7 @@ from experiments.run.folder import RunFolder
 from experiments.run.plan import Plan, check_folder
 from experiments.run.report import is_reported
 from experiments.run.results import markdown, read_result
-from experiments.run.stored import PARTS, stored_flags, stored_run, write_parts
+from experiments.run.stored import PARTS, stored_config, stored_flags, stored_run, write_parts
 
 
 def parts(run: Run) -> list[Run]:
@@ -147,6 +147,8 @@ def _finished(part: Run) -> dict[str, Any] | None:
     if part.whole is None or part.resume is None or not is_reported(part.folder):
         return None
     check_folder(part)
+    if stored_config(part.folder) != part.config:
+        return None  # Its data has moved. Carrying out the part checks the data.
     try:
         return RunFolder(part.folder).read("summary.json")
     except RunError:

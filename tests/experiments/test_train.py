@@ -560,6 +560,12 @@ def test_runs_of_one_command_have_the_same_images(own, random_arrays, tmp_path, 
     assert train.main(["--resume", str(tmp_path / "runs")]) == 2
     assert "images are not those of the run in" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "seed-1").exists()
+    path.unlink()
+    np.savez(moved := tmp_path / "moved.npz", **random_arrays)
+    assert train.main(["--resume", str(tmp_path / "runs"), "--data.dataset", str(moved)]) == 0
+    (row,) = (tmp_path / "runs" / "results.md").read_text().splitlines()[2:]
+    assert "moved.npz" in row
+    assert "| 2 |" in row
 
 
 def test_a_sweep_over_data_is_resumed_from_any_folder(tmp_path, monkeypatch):
