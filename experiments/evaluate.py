@@ -18,7 +18,7 @@ from experiments.run.arithmetic import with_dtypes_of_run
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder, check_output
-from experiments.run.stored import check_images, stored_run
+from experiments.run.stored import check_images, stored_fingerprint, stored_run
 from experiments.run.trained import Trained
 
 
@@ -71,11 +71,12 @@ def _of_run(arguments: Arguments, trained: Trained) -> Tests:
     stored, config = stored_run(arguments.run), trained.learner.config.data
     if config.dataset not in NAMES and not expanded(config.dataset).exists():
         raise RunError(
-            f"{config.dataset}, the data of this run, is missing. Restore it, or name other images "
-            "with --data."
+            f"{config.dataset}, the data of this run, is missing. Name other images with --data, "
+            "or tell the run where it is, by resuming it with --data.dataset PATH."
         )
     data = load(config, arguments.data_dir or stored.data_dir, stored.data_variant)
-    check_images(arguments.run, fingerprint(data))
+    if stored_fingerprint(arguments.run):
+        check_images(arguments.run, fingerprint(data))
     tests = Tests(data.test_images, data.test_labels, data.classes, data.variant)
     return _labelled_alike(tests, trained)
 

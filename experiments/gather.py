@@ -3,6 +3,7 @@
 Command: python -m experiments.gather FILE FOLDER...
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +13,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments.data.paths import is_special
 from experiments.run.atomic import write_text
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
 from experiments.run.results import markdown, read_result, settings_of
+from experiments.run.settings import from_dict
 from experiments.run.stored import PARTS
-
-_PARTS = {"config", "environment", "outcome"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def carry_out(arguments: Arguments) -> None:
     """Adds the results, and prints the table.
 
-    A run that the file holds is not added again.
+    A run that the file holds is not added again. Its result is replaced by the newest.
 
     Raises:
       RunError: a folder holds no run, the file holds something else than results, or it holds
@@ -52,19 +53,24 @@ def carry_out(arguments: Arguments) -> None:
     runs = _stored(file) if file.exists() else []
     for folder in _all_runs(arguments.folders):
         run = read_result(RunFolder(folder))
-        if run not in runs:
+        known = [other for other in runs if _is_same(other, run)]
+        if not known:
             _check_fits(run, runs, f"{file} holds another run with the settings of {folder}")
-            runs.append(run)
+        runs = [other for other in runs if other not in known] + [run]
+    table = markdown(runs)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(runs, indent=1) + "\n")
-    print(markdown(runs))
+    print(table)
 
 
 def _all_runs(folders: Iterable[Path]) -> Iterator[Path]:
     """Yields the folders of runs, also those in a folder of several runs."""
     for folder in folders:
         if (folder / PARTS).exists():
-            yield from sorted(file.parent for file in folder.glob("*/config.json"))
+            found = sorted(file.parent for file in folder.glob("*/config.json"))
+            if not found:
+                raise RunError(f"{folder} holds no run.")
+            yield from found
         else:
             yield folder
 
@@ -79,13 +85,30 @@ def _check_fits(run: dict[str, Any], runs: Iterable[dict[str, Any]], found: str)
             raise RunError(f"{found} but other images. Choose another file, or another run.")
 
 
+def _is_same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Returns whether two results come from one run, which may have been resumed in between."""
+    # Results of older versions lack some of the entries.
+    names = {"init_from", "fingerprint"} & old.keys()
+    return (
+        from_dict(old["config"]) == from_dict(new["config"])
+        and old["config"]["seed"] == new["config"]["seed"]
+        and all(old[name] == new.get(name) for name in names)
+        and ("last_step" in old["outcome"] or _scores(old) == _scores(new))
+    )
+
+
+def _scores(run: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in run["outcome"].items() if k not in ("seconds", "images_per_second")}
+
+
 def _stored(file: Path) -> list[dict[str, Any]]:
-    try:
-        runs = json.loads(file.read_text())
-    except (OSError, ValueError):
-        runs = None
-    if isinstance(runs, list) and all(isinstance(r, dict) and r.keys() >= _PARTS for r in runs):
-        return runs
+    wrong = OSError, ValueError, KeyError, TypeError, AttributeError
+    if not is_special(file):
+        with contextlib.suppress(*wrong):
+            runs = json.loads(file.read_text())
+            if isinstance(runs, list):
+                markdown(runs)  # It raises an error if these are no results.
+                return runs
     raise RunError(f"{file} holds no results of runs. Choose another file.")
 
 

@@ -73,7 +73,7 @@ def _read(
     images, errors = [], []
     for path in paths:
         try:
-            image = read_one(path, trained.image_shape, trained.learner.config.data.shrink)
+            image = read_one(path, trained.image_shape, trained.learner.config.data)
             images.append((path, image))
         except DataError as error:
             errors.append(error)

@@ -22,7 +22,7 @@ import jax
 from experiments.evaluation import drift, evaluate
 from experiments.learner import TrainState, train
 from experiments.run.command import parse
-from experiments.run.errors import Interrupted, RunError, exit_code
+from experiments.run.errors import Interrupted, NotFinite, RunError, exit_code
 from experiments.run.flags import Run
 from experiments.run.processes import connected_processes
 from experiments.run.session import Session, started
@@ -60,7 +60,12 @@ def carry_out(run: Run, begin: Callable[[], None] = lambda: None) -> dict[str, A
     """
     with started(run) as session:
         begin()
-        state = fit(session)
+        try:
+            state = fit(session)
+        except NotFinite as error:
+            if run.whole and (number := session.signals.agreed()):
+                raise Interrupted(number, run.resume_command) from error
+            raise
         if state is session.state and not session.journal.is_tested(state):
             test(session, state)  # The run that is resumed ended before this.
         summary = session.finish()

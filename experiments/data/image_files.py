@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from experiments.config import DataConfig
 from experiments.data.dataset import DataError
 from experiments.data.part import shrink
 from experiments.data.paths import is_special
@@ -49,14 +50,14 @@ def read(files: list[Path], resize: int | None) -> np.ndarray:
     return np.ascontiguousarray(images[..., :1]) if grey else images
 
 
-def read_one(path: Path, shape: tuple[int, int, int], shrink_by: int = 1) -> np.ndarray:
+def read_one(path: Path, shape: tuple[int, int, int], config: DataConfig) -> np.ndarray:
     """Returns an image as uint8 of a shape (height, width, 1 or 3).
 
     Args:
       path: the file.
       shape: shape that the image gets.
-      shrink_by: factor by which training shrank its images to this shape. The image is shrunk in
-        the same way, unless it has the shape.
+      config: how training resized and shrank its images to this shape. The image is resized and
+        shrunk in the same way. If training did not resize, an image of this shape stays as it is.
 
     Raises:
       DataError: it cannot be read.
@@ -65,10 +66,10 @@ def read_one(path: Path, shape: tuple[int, int, int], shrink_by: int = 1) -> np.
     image, _ = _decoded(path)
     if channels == 1:
         image = np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
-    if image.shape == shape:
+    if image.shape == shape and config.resize is None:
         return image
-    large = _resized(image, (width * shrink_by, height * shrink_by))
-    return shrink(large[np.newaxis], shrink_by)[0]
+    large = _resized(image, (width * config.shrink, height * config.shrink))
+    return shrink(large[np.newaxis], config.shrink)[0]
 
 
 def _decoded(path: Path) -> tuple[np.ndarray, bool]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,19 @@ from experiments.data.paths import is_special
 def written(path: Path) -> Iterator[Path]:
     """Yields the path of a partial file, which takes the place of `path` if no error occurs.
 
-    Links are followed. The content is copied into a device or a pipe.
+    Links are followed. The content is copied into a device or a pipe, and into standard output.
     """
-    if is_special(path):
+    is_output = path == Path("/dev/stdout")
+    if is_output or is_special(path):
         with tempfile.TemporaryDirectory() as folder:
             partial = Path(folder, "partial")
             yield partial
-            path.write_bytes(partial.read_bytes())
+            content = partial.read_bytes()
+        if is_output:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+        else:
+            path.write_bytes(content)
         return
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.partial")

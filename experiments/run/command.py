@@ -29,6 +29,7 @@ def parse(arguments: Sequence[str]) -> Run:
         raise RunError(f"There is no preset {preset!r}; choose one of: {', '.join(PRESETS)}.")
     _check_place_of_preset(flags)
     default = _default(preset, flags)
+    default = dataclasses.replace(default, sweep=_with_absolute_paths(default.sweep))
     run = _cli(dataclasses.replace(default, config=_with_variants(default.config, flags)), flags)
     run = dataclasses.replace(
         run, config=_with_absolute_data(run.config), sweep=_with_absolute_paths(run.sweep)

@@ -50,6 +50,8 @@ class Run:
 
     whole: Annotated[Path | None, tyro.conf.Suppress] = None
     """Folder of all runs of the command, if they are several."""
+    siblings: Annotated[tuple[Path, ...], tyro.conf.Suppress] = ()
+    """Folders of the runs of the command that have the same images."""
     part: Annotated[str, tyro.conf.Suppress] = ""
     """Which of several runs this is, such as `2 of 5`."""
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from experiments.run.atomic import write_text
 from experiments.run.errors import RunError
+from experiments.run.records import is_record
 
 WRITER = "writer.json"
 """File that says which process writes to a folder."""
@@ -20,21 +21,30 @@ _FILES = frozenset(
     (
         *("config.json", "run.json", "data.json", "environment.json", "summary.json", "parts.json"),
         *("metrics.jsonl", "train.csv", "test.csv", "results.md", "report.md", "report.html"),
-        *(WRITER, ".lock"),
+        *(WRITER, ".lock", "checkpoints", "tensorboard"),
     )
 )
-"""Files of a run, or of a command that makes several, but the plots."""
+"""Files and folders of a run, or of a command that makes several, but the plots."""
 
 
 def check_output(path: Path) -> None:
-    """Checks that writing a file does not replace one of a run.
+    """Checks that a file can be written without replacing one of a run.
 
     Raises:
-      RunError: it would.
+      RunError: it cannot.
     """
-    holds_run = any((path.parent / name).exists() for name in ("config.json", "parts.json"))
-    if holds_run and path.exists() and (path.name in _FILES or path.suffix == ".png"):
-        raise RunError(f"{path} is a file of the run in {path.parent}. Choose another name.")
+    if path.is_dir():
+        raise RunError(f"{path} is a folder. Name a file.")
+    # Links are followed, as they are when the file is written.
+    target = Path(os.path.realpath(path))
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir():
+        raise RunError(f"{path} cannot be written, because {above} is no folder. Name another.")
+    for folder in target.parents if target.exists() else ():
+        if any((folder / name).exists() for name in ("config.json", "parts.json")):
+            name, *below = target.relative_to(folder).parts
+            if name in _FILES or (target.suffix == ".png" and not below):
+                raise RunError(f"{path} is a file of the run in {folder}. Choose another name.")
 
 
 class RunFolder:
@@ -156,22 +166,8 @@ class RunFolder:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
-            if _is_record(record):
+            if is_record(record):
                 records.append(record)
             else:
                 damaged += 1
         return records, damaged
-
-
-_SCORES = ("loss", "accuracy", "accuracy_plain", "accuracy_batch_statistics")
-
-
-def _is_record(record: Any) -> bool:
-    """Returns whether a line has what a resumed run takes from it."""
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        return False
-    times = [record.get(name, 0.0) for name in ("seconds", "compiling")]
-    scores = {"train": (), "test": _SCORES}.get(str(record.get("kind")))
-    return scores is not None and all(
-        type(number) in (int, float) for number in (*times, *map(record.get, scores))
-    )

@@ -122,6 +122,7 @@ class Journal:
             "training": sum(record.get("seconds", 0.0) for record in train),
             "evaluating": sum(record.get("seconds", 0.0) for record in test),
         }
+        is_whole = len({record["step"] for record in train}) == self._learner.total_steps
         names = ("accuracy", "accuracy_plain", "accuracy_batch_statistics", "loss")
         summary = {
             "folder": str(self._folder.path),
@@ -135,10 +136,15 @@ class Journal:
             "steps_per_epoch": self._learner.steps_per_epoch,
             **{name: test[-1][name] for name in names},
             "best_accuracy": max(record["accuracy"] for record in test),
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            # If metrics were lost, the times of the whole run are not known.
+            "seconds": {
+                name: round(value, 3) if is_whole else None for name, value in seconds.items()
+            },
             "images_per_second": round(
                 len(train) * config.batch_size / max(seconds["training"], 1e-9), 1
-            ),
+            )
+            if train
+            else None,
         }
         self._folder.write("summary.json", summary)
         return summary

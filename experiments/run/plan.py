@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data import NAMES, Dataset, expanded, fingerprint, load
+from experiments.data import NAMES, DataError, Dataset, expanded, fingerprint, load
 from experiments.learner import Learner, TrainState
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
@@ -51,7 +51,7 @@ class Plan:
         """
         check_folder(run)
         mesh = make_mesh(run)
-        dataset = load(run.config.data, run.data_dir, run.data_variant)
+        dataset = _loaded(run)
         learner = Learner(run.config, len(dataset.classes), len(dataset.train_labels))
         _check_sizes(learner, dataset.train_images.shape[1:])
         state = _checked_network(learner, dataset.train_images.shape[1:])
@@ -187,13 +187,23 @@ def _check_batches(learner: Learner, state: TrainState, shape: Sequence[int]) ->
             raise RunError(f"--{flag.replace('_', '-')} {size} is too small: {reason}.") from error
 
 
+def _loaded(run: Run) -> Dataset:
+    try:
+        return load(run.config.data, run.data_dir, run.data_variant)
+    except DataError as error:
+        if run.resume is None:
+            raise
+        flag = "data-dir" if run.config.data.dataset in NAMES else "data.dataset"
+        raise DataError(f"{error} If the data of the run has moved, add --{flag} PATH.") from error
+
+
 def _check_same_images(run: Run, images: str) -> None:
     """Checks that the images are those of the run before, and of other runs by its command."""
     if run.resume and any((run.folder / name).exists() for name in ("data.json", "checkpoints")):
         check_images(run.folder, images)
-    for other in run.whole.glob("*/data.json") if run.whole else ():
-        if stored_config(other.parent).data == run.config.data:
-            check_images(other.parent, images)
+    for folder in run.siblings:
+        if (folder / "data.json").exists():
+            check_images(folder, images)
 
 
 def _outputs(learner: Learner, state: TrainState, shape: Sequence[int]) -> Any:

@@ -177,7 +177,8 @@ class Signals:
         hint = " A second Ctrl-C ends it at once." if number == signal.SIGINT else ""
         text = f"{name}: the run ends after this step.{hint}\n"
         # Printing is not safe here, because the signal may have interrupted another print.
-        os.write(2, text.encode())
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
 
     def agreed(self) -> int:
         """Returns the number of a signal that any process received, or 0.

@@ -23,11 +23,6 @@ _CONFIG = {"model": dict, "data": dict}
 _ENVIRONMENT = {"command": str | tuple[str, ...], "versions": dict, "commit": _TEXT}
 _DATA = dict.fromkeys(("train_images", "test_images"), tuple[int, int, int, int])
 _FLAGS = {"init_from": _TEXT}
-_TRAIN = {"step": int} | dict.fromkeys(("loss", "accuracy", "learning_rate"), _NUMBER)
-_TEST = {"step": int, "drift": dict} | dict.fromkeys(
-    ("loss", "accuracy", "accuracy_plain", "accuracy_batch_statistics"), _NUMBER
-)
-_LAYER = {"mean": _NUMBER, "var": _NUMBER}
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class RunFiles:
         if not summary["steps_per_epoch"] > 0:
             raise _damaged(path / "summary.json", "steps_per_epoch is not positive")
         train, test = folder.records("train"), folder.records("test")
-        _check_records(folder.metrics, train, test, len(summary["classes"]))
+        _check_evaluations(folder.metrics, test, len(summary["classes"]))
         return cls(
             path=path,
             summary=summary,
@@ -93,22 +88,12 @@ def command(module: str, *arguments: str) -> str:
     return shlex.join(["python", "-m", f"experiments.{module}", *arguments])
 
 
-def _check_records(
-    path: Path, train: Sequence[Content], test: Sequence[Content], classes: int
-) -> None:
+def _check_evaluations(path: Path, test: Sequence[Content], classes: int) -> None:
     if not test:
         raise RunError(f"{path} holds no evaluation.")
-    for record in train:
-        _checked(path, record, _TRAIN)
-    for record in test:
-        _checked(path, record, _TEST)
-        for layer in record.get("drift", {}).values():
-            _checked(path, layer, _LAYER)
     # The report shows the last confusion matrix only.
-    counts = _checked(path, test[-1], {"confusion": tuple[tuple[int, ...], ...]}).get(
-        "confusion", []
-    )
-    if [len(row) for row in counts] != [classes] * classes:
+    counts = _checked(path, test[-1], {"confusion": tuple[tuple[int, ...], ...]})
+    if [len(row) for row in counts.get("confusion", [])] != [classes] * classes:
         raise _damaged(path, f"the last confusion matrix has not {classes} rows and columns")
 
 

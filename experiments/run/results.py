@@ -35,7 +35,7 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
     start = stored_flags(folder.path).get("init_from")
     return {
         "config": folder.read("config.json"),
-        **({} if start is None else {"init_from": str(start)}),
+        "init_from": start and str(start),
         **stored_fingerprint(folder.path),
         "environment": environment,
         "outcome": outcome,
@@ -63,7 +63,8 @@ def markdown(runs: Iterable[dict[str, Any]], shown: Iterable[str] = ()) -> str:
         ended = [outcome["last_step"] for outcome in outcomes if "last_step" in outcome]
         done = [outcome for outcome in outcomes if "last_step" not in outcome]
         results = [f"{spread([o['accuracy'] for o in done]):.2%}"] if done else []
-        seconds = _seconds([o["seconds"]["training"] for o in done]) if done else ""
+        times = [o["seconds"]["training"] for o in done]
+        seconds = _seconds(times) if times and None not in times else ""
         if ended:
             results.append(f"{len(ended)} of {len(outcomes)} ended early, after {_steps(ended)}")
         name = _command(config, shown) + (f" --init-from {shlex.quote(start)}" if start else "")

@@ -33,10 +33,7 @@ def parts(run: Run) -> list[Run]:
         return [run]
     _check_folder_of_all(run)
     name, *values = run.sweep or ("",)
-    configs = {
-        f"{name}-{label}-".replace("/", "_"): _swept(run, name, value)
-        for label, value in zip(_labels(values), values, strict=True)
-    }
+    configs = {f"{name}-{_label(value)}-": _swept(run, name, value) for value in values}
     if len(set(configs.values())) < len(values):
         raise RunError(
             f"--sweep {' '.join(run.sweep)}: two of the values are the same, or would "
@@ -61,14 +58,17 @@ def parts(run: Run) -> list[Run]:
                     sweep=(),
                 )
             )
-    return made
+    return [dataclasses.replace(part, siblings=_siblings(part, made)) for part in made]
 
 
-def _labels(values: Sequence[str]) -> Sequence[str]:
-    """Returns the values, or the names of files without their folders if these differ."""
-    names = [Path(value).name for value in values]
-    are_paths = any(Path(value).is_absolute() for value in values)
-    return names if are_paths and len(set(names)) == len(names) else values
+def _label(value: str) -> str:
+    """Returns the part of a folder's name that says the value, short for an absolute path."""
+    path = Path(value)
+    return ("_".join(path.parts[-2:]) if path.is_absolute() else value).replace("/", "_")
+
+
+def _siblings(part: Run, made: Sequence[Run]) -> tuple[Path, ...]:
+    return tuple(other.folder for other in made if other.config.data == part.config.data)
 
 
 def check_parts(made: Sequence[Run]) -> None:
@@ -82,7 +82,8 @@ def check_parts(made: Sequence[Run]) -> None:
     if len(by_config) > 1:
         for part in by_config.values():
             with arithmetic(part.config):
-                Plan.of(part)
+                if not _finished(part):
+                    Plan.of(part)
 
 
 def _is_several(run: Run) -> bool:
@@ -147,8 +148,10 @@ def _finished(part: Run) -> dict[str, Any] | None:
     if part.whole is None or part.resume is None or not is_reported(part.folder):
         return None
     check_folder(part)
-    if stored_config(part.folder) != part.config:
-        return None  # Its data has moved. Carrying out the part checks the data.
+    data_dir = part.data_dir and part.data_dir.absolute()
+    before = stored_config(part.folder), stored_flags(part.folder).get("data_dir")
+    if before != (part.config, data_dir):
+        return None  # Its data has moved. Carrying out the part checks and stores it.
     try:
         return RunFolder(part.folder).read("summary.json")
     except RunError:

@@ -261,7 +261,7 @@ def test_other_folders_are_refused_in_one_line(tmp_path, make, config, words):
 
 def test_an_image_that_is_not_there():
     with pytest.raises(DataError, match=r"nowhere.png does not exist"):
-        read_one(Path("nowhere.png"), (4, 6, 3))
+        read_one(Path("nowhere.png"), (4, 6, 3), DataConfig())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -273,5 +273,15 @@ def test_one_image_is_shrunk_as_those_of_a_folder(tmp_path, channels, large):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path)
     expected = read(tmp_path, shrink=3 if large else 1).train_images[0]
-    image = read_one(paths[0], expected.shape, 3)
+    image = read_one(paths[0], expected.shape, DataConfig("", shrink=3))
     np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (5, 9)])
+def test_one_image_is_resized_and_shrunk_as_those_of_a_folder(tmp_path, size):
+    for path in (tmp_path / name / f"{i}.png" for name in ("ant", "bee") for i in range(5)):
+        write(path, size=size)
+    config = DataConfig(str(tmp_path), resize=8, shrink=2)
+    dataset = load(config)
+    images = {read_one(path, (4, 4, 3), config).tobytes() for path in tmp_path.rglob("*.png")}
+    assert {image.tobytes() for image in (*dataset.train_images, *dataset.test_images)} == images

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from experiments.run.results import markdown, read_result
 from experiments.run.settings import to_dict
 from experiments.studies.tools.study_folder import folder_of
 
+OLD = '[{"config": {"name": "digits"}, "environment": {}, "outcome": {}}]'
+ODD = '[{"config": 5, "environment": {}, "outcome": {"last_step": 3}}]'
 EXPERIMENTS = Path(gather.__file__).parent
 
 
@@ -63,7 +66,46 @@ def test_runs_are_added_once_to_those_in_the_file(tmp_path):
     assert json.loads(file.read_text()) == [read_result(RunFolder(f)) for f in (a, b)]
 
 
-@pytest.mark.parametrize("content", ["", "{", "3", "{}", "[3]", '[{"config": {}}]'])
+def test_a_run_that_was_resumed_is_added_once(tmp_path):
+    file, path = tmp_path / "results.json", tmp_path / "a"
+    line = [str(file), finished(path, 0, 0.9)]
+    assert gather.main(line) == 0
+    folder = RunFolder(path)
+    folder.write("environment.json", folder.read("environment.json") | {"resumed": [{}]})
+    folder.write("summary.json", folder.read("summary.json") | {"seconds": {"training": 99.0}})
+    assert gather.main(line) == 0
+    assert json.loads(file.read_text()) == [read_result(RunFolder(path))]
+
+
+def test_a_run_that_went_on_replaces_its_result(tmp_path):
+    file, path = tmp_path / "results.json", tmp_path / "a"
+    for accuracy in (None, 0.9):
+        assert gather.main([str(file), finished(path, 0, accuracy)]) == 0
+    assert json.loads(file.read_text()) == [read_result(RunFolder(path))]
+
+
+def test_a_result_of_an_older_version_is_known_again(tmp_path):
+    file, path = tmp_path / "results.json", tmp_path / "a"
+    line = [str(file), finished(path, 0, 0.9)]
+    RunFolder(path).write("data.json", {"fingerprint": "f"})
+    RunFolder(path).write("run.json", {"init_from": "/runs/first"})
+    new = read_result(RunFolder(path))
+    old = {k: v for k, v in new.items() if k not in ("init_from", "fingerprint")}
+    file.write_text(json.dumps([old]))
+    assert gather.main(line) == 0
+    assert json.loads(file.read_text()) == [new]
+
+
+def test_a_pipe_or_a_folder_without_runs_is_a_one_line_error(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    RunFolder(tmp_path / "runs").write("parts.json", {})
+    run = finished(tmp_path / "a", 0, 0.9)
+    for file, folder in (("pipe", run), ("file.json", str(tmp_path / "runs"))):
+        assert gather.main([str(tmp_path / file), folder]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "{}", "[3]", '[{"config": {}}]', OLD, ODD])
 def test_a_file_with_something_else_is_kept(tmp_path, capsys, content):
     file = tmp_path / "results.json"
     file.write_text(content)

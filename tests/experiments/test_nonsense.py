@@ -272,8 +272,25 @@ def test_a_file_of_a_run_is_not_replaced_by_an_output(command, name, whole, capf
     shutil.copytree(whole, "run")
     before = files(Path("run"))
     flags = ["--output"] * (command is evaluate)
-    check(["run", *flags, f"run/{name}"], f"{name} is a file of the run in run", capfd, command)
+    check(["run", *flags, f"run/{name}"], f"{name} is a file of the run in ", capfd, command)
     assert files(Path("run")) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints/newest/1/default/_METADATA"])
+def test_a_file_of_a_run_is_not_replaced_through_a_link(name, whole, capfd):
+    shutil.copytree(whole, "run")
+    assert Path("run", name).exists()
+    Path("link").symlink_to(Path("run", name))
+    before = files(Path("run"))
+    check(["run", "--output", "link"], "link is a file of the run in ", capfd, evaluate)
+    assert files(Path("run")) == before
+
+
+@pytest.mark.parametrize("file", [".", "folder", "", "file/results.json"])
+def test_an_output_must_be_a_file(file, whole, capfd):
+    Path("folder").mkdir()
+    Path("file").write_text("kept")
+    check([whole, "--output", file], "folder. Name", capfd, evaluate)
 
 
 def test_a_run_without_the_hash_of_its_images_is_not_resumed(whole, capfd):

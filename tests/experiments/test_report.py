@@ -248,7 +248,7 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     assert not list(folder.path.glob(".*partial"))
 
 
-@pytest.mark.parametrize("loss", [0.0, math.nan, 1e-30])
+@pytest.mark.parametrize("loss", [0.0, 1e30, 1e-30])
 def test_one_step_and_one_evaluation_with_odd_numbers_are_drawn(tmp_path, loss):
     folder = a_run(tmp_path, [a_step(1, loss)], [an_evaluation(1, loss=loss)], loss=loss)
     written_report(folder)
@@ -407,8 +407,6 @@ def test_the_command_writes_nothing_to_stderr_without_a_home(tmp_path):
         ("run.json", {"init_from": 3}, "init_from is 3"),
         ("metrics.jsonl", an_evaluation(4) | {"confusion": []}, "confusion matrix"),
         ("metrics.jsonl", an_evaluation(4) | {"confusion": [[1]]}, "confusion matrix"),
-        ("metrics.jsonl", an_evaluation(4) | {"drift": {"a": 3}}, "an entry is 3"),
-        ("metrics.jsonl", a_step(4) | {"loss": "low"}, "loss is 'low'"),
     ],
 )
 def test_the_command_names_a_damaged_file(tmp_path, capsys, name, content, words):

@@ -29,8 +29,9 @@ from experiments.placement import place
 from experiments.run import plan, session
 from experiments.run.checkpoints import Checkpoints
 from experiments.run.command import parse
-from experiments.run.errors import Interrupted, RunError
+from experiments.run.errors import Interrupted, NotFinite, RunError
 from experiments.run.folder import RunFolder
+from experiments.run.processes import Signals
 from experiments.run.report import LAST, write_report
 from experiments.run.session import Session, started
 from experiments.run.settings import section_variants
@@ -252,7 +253,10 @@ def test_a_run_without_its_summary_is_finished(copy, whole, monkeypatch):
                 '{"kind": "train"}',
             ),
             *('{"kind": "test", "step": 2}', '{"kind": "test", "step": 2, "accuracy": "high"}'),
-            '{"kind": "train", "step": 2, "seconds": null}',
+            *(
+                '{"kind": "train", "step": 2, "seconds": null}',
+                '{"kind": "train", "step": 2, "loss": NaN}',
+            ),
         ],
     ),
 )
@@ -287,6 +291,7 @@ def test_lost_metrics_are_told_and_the_best_checkpoint_stays(copy, whole, capsys
     assert f"No record says how accurate {copy}/checkpoints/{best[0]} is" in out
     assert [name for name in checkpoints(copy) if "best" in name] == best
     assert [record["step"] for record in records(copy)] == [13, 14, 15, 16, 16]
+    assert RunFolder(copy).read("summary.json")["seconds"]["training"] is None
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_is_used(copy, whole, capsys):
@@ -406,6 +411,30 @@ def test_a_sweep_goes_on_if_the_loss_of_a_run_is_not_finite(tmp_path, capsys):
         rows = (folder / "results.md").read_text().splitlines()[2:]
         assert ["1 of 1 ended early" in row for row in rows] == [True, False]
         assert rows[1] in out
+
+
+def test_a_signal_ends_a_command_whose_run_is_not_finite(tmp_path, capsys, monkeypatch):
+    def fit(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise NotFinite("The loss is nan.")
+
+    monkeypatch.setattr(train, "fit", fit)
+    line = [*BRIEF, "--seeds", "2", "--output", str(tmp_path / "runs")]
+    assert train.main(line) == 128 + signal.SIGTERM
+    assert (
+        f"Resume with: python -m experiments.train --resume {tmp_path}" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs" / "seed-1").exists()
+
+
+def test_a_signal_is_remembered_if_nobody_reads_standard_error(monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError
+
+    with Signals() as signals:
+        monkeypatch.setattr(os, "write", broken)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.agreed() == signal.SIGTERM
 
 
 def test_a_signal_ends_a_command_after_the_current_run(tmp_path, capsys, monkeypatch):
@@ -560,7 +589,8 @@ def test_runs_of_one_command_have_the_same_images(own, random_arrays, tmp_path, 
     assert train.main(["--resume", str(tmp_path / "runs")]) == 2
     assert "images are not those of the run in" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "seed-1").exists()
-    path.unlink()
+    path.rename(other := tmp_path / "other.npz")
+    assert train.main(["--resume", str(tmp_path / "runs"), "--data.dataset", str(other)]) == 2
     np.savez(moved := tmp_path / "moved.npz", **random_arrays)
     assert train.main(["--resume", str(tmp_path / "runs"), "--data.dataset", str(moved)]) == 0
     (row,) = (tmp_path / "runs" / "results.md").read_text().splitlines()[2:]
@@ -574,7 +604,7 @@ def test_a_sweep_over_data_is_resumed_from_any_folder(tmp_path, monkeypatch):
     run = parse([*BRIEF, "--sweep", "data.dataset", "digits", "b.npz", "--output", "x"])
     assert run.sweep == ("data.dataset", "digits", str(tmp_path / "b.npz"))
     names = [part.folder.name for part in parts(run)]
-    assert names == ["data.dataset-digits-seed-0", "data.dataset-b.npz-seed-0"]
+    assert names == ["data.dataset-digits-seed-0", f"data.dataset-{tmp_path.name}_b.npz-seed-0"]
 
 
 def test_data_that_has_changed_is_refused(own, random_arrays, capsys):
