@@ -53,10 +53,12 @@ def carry_out(arguments: Arguments) -> None:
     runs = _stored(file) if file.exists() else []
     for folder in _all_runs(arguments.folders):
         run = read_result(RunFolder(folder))
-        known = [other for other in runs if _is_same(other, run)]
-        if not known:
+        place = next((i for i, other in enumerate(runs) if _is_same(other, run)), None)
+        if place is None:
             _check_fits(run, runs, f"{file} holds another run with the settings of {folder}")
-        runs = [other for other in runs if other not in known] + [run]
+            runs.append(run)
+        else:
+            runs[place] = run
     table = markdown(runs)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(runs, indent=1) + "\n")

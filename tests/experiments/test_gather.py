@@ -62,7 +62,7 @@ def test_runs_are_added_once_to_those_in_the_file(tmp_path):
     file, a, b = tmp_path / "results.json", tmp_path / "a", tmp_path / "b"
     folders = [finished(a, 0, 0.90), finished(b, 1, 0.92)]
     assert gather.main([str(file), folders[0]]) == 0
-    assert gather.main([str(file), *folders]) == 0
+    assert gather.main([str(file), *reversed(folders)]) == 0
     assert json.loads(file.read_text()) == [read_result(RunFolder(f)) for f in (a, b)]
 
 
