@@ -19,7 +19,7 @@ from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
 from experiments.run.results import markdown, read_result, settings_of
-from experiments.run.settings import from_dict
+from experiments.run.settings import from_dict, with_dataset
 from experiments.run.stored import PARTS
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def carry_out(arguments: Arguments) -> None:
     """Adds the results, and prints the table.
 
-    A run that the file holds is not added again. Its result is replaced by the newest.
+    A run that the file holds is not added again. If it has gone on since, its result is replaced.
 
     Raises:
       RunError: a folder holds no run, the file holds something else than results, or it holds
@@ -57,6 +57,8 @@ def carry_out(arguments: Arguments) -> None:
         if place is None:
             _check_fits(run, runs, f"{file} holds another run with the settings of {folder}")
             runs.append(run)
+        elif _scores(runs[place]) == _scores(run):
+            runs[place] = run | {"outcome": runs[place]["outcome"]}  # It has the first times.
         else:
             runs[place] = run
     table = markdown(runs)
@@ -89,12 +91,15 @@ def _check_fits(run: dict[str, Any], runs: Iterable[dict[str, Any]], found: str)
 
 def _is_same(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Returns whether two results come from one run, which may have been resumed in between."""
-    # Results of older versions lack some of the entries.
-    names = {"init_from", "fingerprint"} & old.keys()
+    configs = [from_dict(run["config"]) for run in (old, new)]
+    images = [run.get("fingerprint") for run in (old, new)]
+    if images[0] and images[0] == images[1]:  # The same images may have moved.
+        configs[1] = with_dataset(configs[1], configs[0].data.dataset)
     return (
-        from_dict(old["config"]) == from_dict(new["config"])
-        and old["config"]["seed"] == new["config"]["seed"]
-        and all(old[name] == new.get(name) for name in names)
+        configs[0] == configs[1]
+        and configs[0].seed == configs[1].seed
+        and old.get("init_from") == new.get("init_from")
+        and (None in images or images[0] == images[1])
         and ("last_step" in old["outcome"] or _scores(old) == _scores(new))
     )
 

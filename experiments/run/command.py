@@ -12,7 +12,7 @@ from experiments.run.checks import check
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
-from experiments.run.settings import as_flag, changed, flat, section_variants
+from experiments.run.settings import as_flag, changed, flat, section_variants, with_dataset
 from experiments.run.stored import config_in, stored_run
 
 
@@ -29,17 +29,18 @@ def parse(arguments: Sequence[str]) -> Run:
         raise RunError(f"There is no preset {preset!r}; choose one of: {', '.join(PRESETS)}.")
     _check_place_of_preset(flags)
     default = _default(preset, flags)
-    default = dataclasses.replace(default, sweep=_with_absolute_paths(default.sweep))
     run = _cli(dataclasses.replace(default, config=_with_variants(default.config, flags)), flags)
-    run = dataclasses.replace(
-        run, config=_with_absolute_data(run.config), sweep=_with_absolute_paths(run.sweep)
-    )
+    run = dataclasses.replace(run, config=_with_absolute_data(run.config, Path()))
     check(run)
     for name in ("output", "resume", "data_dir", "init_from"):
         if _value(flags, name) == "":
             raise RunError(f"--{name.replace('_', '-')} is empty. Give a path, or leave it out.")
     if sum(flag.partition("=")[0] == "--sweep" for flag in flags) > 1:
         raise RunError("--sweep is given twice. Sweep over one setting, or start several commands.")
+    if run.sweep and _value(flags, run.sweep[0]) is not None:
+        raise RunError(
+            f"--{run.sweep[0]} has no effect with a sweep over {run.sweep[0]}. Leave it out."
+        )
     if "--sweep" in flags and not run.sweep:
         raise RunError("--sweep needs a setting and its values, such as: norm.decay 0.9 0.99")
     if run.config.name not in PRESETS:
@@ -59,8 +60,14 @@ def parse(arguments: Sequence[str]) -> Run:
     return dataclasses.replace(run, output=Path("runs") / f"{run.config.name}-{time_of_day}")
 
 
-def with_setting(config: Config, name: str, value: str) -> Config:
+def with_setting(config: Config, name: str, value: str, base: Path = Path()) -> Config:
     """Returns the configuration with another value, as `--NAME VALUE` sets it.
+
+    Args:
+      config: the configuration.
+      name: name of the setting.
+      value: the value.
+      base: folder to which a path of the data is relative.
 
     Raises:
       RunError: the setting or its value is not possible.
@@ -77,26 +84,23 @@ def with_setting(config: Config, name: str, value: str) -> Config:
         flags = [as_flag(name, value == "True")]
     run = _cli(Run(start), flags)
     check(run)
-    return _with_absolute_data(run.config)
+    return _with_absolute_data(run.config, base)
 
 
-def _with_absolute_data(config: Config) -> Config:
-    """Returns the configuration with an absolute path of the data, which holds in any folder."""
-    data = dataclasses.replace(config.data, dataset=_absolute(config.data.dataset))
-    return dataclasses.replace(config, data=data)
+def _with_absolute_data(config: Config, base: Path) -> Config:
+    """Returns the configuration with an absolute path of the data, which holds in any folder.
 
-
-def _with_absolute_paths(sweep: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the sweep, with absolute paths if it is one over data sets."""
-    if not sweep or sweep[0] != "data.dataset":
-        return sweep
-    return sweep[0], *map(_absolute, sweep[1:])
-
-
-def _absolute(dataset: str) -> str:
-    """Returns the absolute path of a file or folder of images, or the name of a data set."""
-    is_path = dataset not in NAMES and expanded(dataset).exists()
-    return str(expanded(dataset).absolute()) if is_path else dataset
+    Args:
+      config: the configuration.
+      base: folder to which a path of the data is relative.
+    """
+    if config.data.dataset in NAMES:
+        return config
+    path = base / expanded(config.data.dataset)
+    if not path.exists():
+        return config
+    path = path.resolve() if ".." in path.parts else path.absolute()
+    return with_dataset(config, str(path))
 
 
 def _check_place_of_preset(flags: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The flags of a training run."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +50,8 @@ class Run:
 
     whole: Annotated[Path | None, tyro.conf.Suppress] = None
     """Folder of all runs of the command, if they are several."""
+    base: Annotated[Path, tyro.conf.Suppress] = field(default_factory=Path.cwd)
+    """Folder in which the command was first started, to which the paths of a sweep are relative."""
     siblings: Annotated[tuple[Path, ...], tyro.conf.Suppress] = ()
     """Folders of the runs of the command that have the same images."""
     part: Annotated[str, tyro.conf.Suppress] = ""

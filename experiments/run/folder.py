@@ -41,7 +41,8 @@ def check_output(path: Path) -> None:
     if not above.is_dir():
         raise RunError(f"{path} cannot be written, because {above} is no folder. Name another.")
     for folder in target.parents if target.exists() else ():
-        if any((folder / name).exists() for name in ("config.json", "parts.json")):
+        is_run = (folder / "config.json").exists() and (folder / "data.json").exists()
+        if is_run or (folder / "parts.json").exists():
             name, *below = target.relative_to(folder).parts
             if name in _FILES or (target.suffix == ".png" and not below):
                 raise RunError(f"{path} is a file of the run in {folder}. Choose another name.")

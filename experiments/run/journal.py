@@ -135,8 +135,8 @@ class Journal:
             "steps": self._learner.total_steps,
             "steps_per_epoch": self._learner.steps_per_epoch,
             **{name: test[-1][name] for name in names},
-            "best_accuracy": max(record["accuracy"] for record in test),
-            # If metrics were lost, the times of the whole run are not known.
+            # If metrics were lost, these are not known of the whole run.
+            "best_accuracy": max(record["accuracy"] for record in test) if is_whole else None,
             "seconds": {
                 name: round(value, 3) if is_whole else None for name, value in seconds.items()
             },

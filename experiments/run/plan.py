@@ -1,6 +1,5 @@
 """A run that is checked before anything is written: its images fit its network and its folder."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from experiments.run.errors import RunError
 from experiments.run.flags import Run
 from experiments.run.folder import WRITER
 from experiments.run.processes import make_mesh
-from experiments.run.settings import differences, to_dict
+from experiments.run.settings import differences, to_dict, with_dataset
 from experiments.run.stored import PARTS, check_images, stored_config
 from experiments.run.trained import Trained, differing, state_shapes, with_sharding
 
@@ -117,8 +116,7 @@ def check_folder(run: Run) -> None:
     before = stored_config(run.folder)
     if not {before.data.dataset, run.config.data.dataset} & set(NAMES):
         # The data may have moved. Whether it is the same is checked when it is read.
-        moved = dataclasses.replace(before.data, dataset=run.config.data.dataset)
-        before = dataclasses.replace(before, data=moved)
+        before = with_dataset(before, run.config.data.dataset)
     changes = differences(to_dict(before), to_dict(run.config))
     if changes:
         raise RunError(
@@ -166,10 +164,10 @@ def _checked_network(learner: Learner, shape: Sequence[int]) -> TrainState:
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
     resizable = expanded(learner.config.data.dataset).is_dir()
-    other = ", or larger images with --data.resize" if resizable else ", or larger images"
+    images = "larger images with --data.resize" if resizable else "larger images"
     raise RunError(
         f"--model.name {learner.config.model.name} cannot take images of shape {tuple(shape)}: "
-        f"{reason}. Choose another network{other}."
+        f"{reason}. Choose another network or norm, or {images}."
     )
 
 
@@ -194,7 +192,10 @@ def _loaded(run: Run) -> Dataset:
         if run.resume is None:
             raise
         flag = "data-dir" if run.config.data.dataset in NAMES else "data.dataset"
-        raise DataError(f"{error} If the data of the run has moved, add --{flag} PATH.") from error
+        raise DataError(
+            f"{error} If the data of the run has moved, add --{flag} PATH, or put it back if this "
+            "is a sweep over data sets."
+        ) from error
 
 
 def _check_same_images(run: Run, images: str) -> None:

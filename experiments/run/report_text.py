@@ -78,7 +78,7 @@ def _scores(run: RunFiles) -> dict[str, str]:
         mode = last.get("accuracy_batch_statistics")
         scores["accuracy in training mode"] = number(mode, ".2%")
     return scores | {
-        "best accuracy of all evaluations": _best(run.test, summary["steps_per_epoch"]),
+        "best accuracy of all evaluations": _best(run),
         "loss": number(summary.get("loss"), ".4f"),
     }
 
@@ -91,13 +91,13 @@ def _images(run: RunFiles, part: str) -> str:
     return f"{count:,}{limit}, each {'x'.join(map(str, shape))}"
 
 
-def _best(test: Sequence[Content], steps_per_epoch: float) -> str:
+def _best(run: RunFiles) -> str:
     """Returns the best accuracy and the first epoch at which it was found."""
-    found = [record for record in test if record.get("accuracy") is not None]
-    if not found:
-        return "unknown"
-    best = max(found, key=lambda record: record["accuracy"])
-    return f"{best['accuracy']:.2%} at epoch {round(best['step'] / steps_per_epoch, 2):g}"
+    if run.summary.get("best_accuracy", 0.0) is None:
+        return "unknown, because metrics were lost"
+    best = max(run.test, key=lambda record: record["accuracy"])
+    epoch = best["step"] / run.summary["steps_per_epoch"]
+    return f"{best['accuracy']:.2%} at epoch {round(epoch, 2):g}"
 
 
 def _cost(run: RunFiles) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def parts(run: Run) -> list[Run]:
         return [run]
     _check_folder_of_all(run)
     name, *values = run.sweep or ("",)
-    configs = {f"{name}-{_label(value)}-": _swept(run, name, value) for value in values}
+    configs = {f"{name}-{v}-".replace("/", "_"): _swept(run, name, v) for v in values}
     if len(set(configs.values())) < len(values):
         raise RunError(
             f"--sweep {' '.join(run.sweep)}: two of the values are the same, or would "
@@ -59,12 +59,6 @@ def parts(run: Run) -> list[Run]:
                 )
             )
     return [dataclasses.replace(part, siblings=_siblings(part, made)) for part in made]
-
-
-def _label(value: str) -> str:
-    """Returns the part of a folder's name that says the value, short for an absolute path."""
-    path = Path(value)
-    return ("_".join(path.parts[-2:]) if path.is_absolute() else value).replace("/", "_")
 
 
 def _siblings(part: Run, made: Sequence[Run]) -> tuple[Path, ...]:
@@ -108,7 +102,7 @@ def _check_folder_of_all(run: Run) -> None:
 
 def _swept(run: Run, name: str, value: str) -> Config:
     try:
-        return with_setting(run.config, name, value)
+        return with_setting(run.config, name, value, run.base)
     except RunError as error:
         raise RunError(f"--sweep {name} {value}: {error}") from error
 

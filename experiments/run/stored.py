@@ -31,7 +31,7 @@ def stored_run(folder: Path) -> Run:
     """
     if (folder / PARTS).exists():
         kinds = {"config": Config, "seeds": int, "sweep": tuple[str, ...]}
-        return Run(**read_typed(folder, PARTS, kinds | _FLAGS, needed=kinds))
+        return Run(**read_typed(folder, PARTS, kinds | _FLAGS | {"base": Path}, needed=kinds))
     return Run(stored_config(folder), **stored_flags(folder))
 
 
@@ -112,6 +112,7 @@ def write_flags(run: Run, folder: RunFolder) -> None:
 def write_parts(run: Run) -> None:
     """Writes which runs a command makes, so that `--resume` finds them."""
     record = {"config": to_dict(run.config), "seeds": run.seeds, "sweep": run.sweep}
+    record["base"] = str(run.base)
     RunFolder(run.folder).write(PARTS, record | _flags(run))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import gather
+from experiments.config import DataConfig
 from experiments.configs import PRESETS
 from experiments.models import ResNet20
 from experiments.norms import BatchRenorm
@@ -72,8 +73,18 @@ def test_a_run_that_was_resumed_is_added_once(tmp_path):
     assert gather.main(line) == 0
     folder = RunFolder(path)
     folder.write("environment.json", folder.read("environment.json") | {"resumed": [{}]})
-    folder.write("summary.json", folder.read("summary.json") | {"seconds": {"training": 99.0}})
+    first = read_result(folder)
+    folder.write("summary.json", folder.read("summary.json") | {"seconds": {"training": None}})
     assert gather.main(line) == 0
+    assert json.loads(file.read_text()) == [first]
+
+
+def test_a_run_whose_data_has_moved_is_added_once(tmp_path):
+    file, path = tmp_path / "results.json", tmp_path / "a"
+    for dataset in ("/old/data.npz", "/new/data.npz"):
+        line = [str(file), finished(path, 0, 0.9, data=DataConfig(dataset))]
+        RunFolder(path).write("data.json", {"fingerprint": "f"})
+        assert gather.main(line) == 0
     assert json.loads(file.read_text()) == [read_result(RunFolder(path))]
 
 
@@ -88,7 +99,6 @@ def test_a_result_of_an_older_version_is_known_again(tmp_path):
     file, path = tmp_path / "results.json", tmp_path / "a"
     line = [str(file), finished(path, 0, 0.9)]
     RunFolder(path).write("data.json", {"fingerprint": "f"})
-    RunFolder(path).write("run.json", {"init_from": "/runs/first"})
     new = read_result(RunFolder(path))
     old = {k: v for k, v in new.items() if k not in ("init_from", "fingerprint")}
     file.write_text(json.dumps([old]))

@@ -103,6 +103,7 @@ SETTINGS = {
     "--epochs 1 digits": "The preset digits goes first",
     "digits cifar10": "The preset cifar10 goes first",
     "digits extra": "extra",
+    "digits --norm.decay 0.5 --sweep norm.decay 0.5 0.6": "--norm.decay has no effect with a sweep",
     "digits --output=": "--output is empty",
     "digits --data-dir=": "--data-dir is empty",
     "digits --sweep epochs 1 2 --sweep batch-size 8 16": "--sweep is given twice",

@@ -291,7 +291,8 @@ def test_lost_metrics_are_told_and_the_best_checkpoint_stays(copy, whole, capsys
     assert f"No record says how accurate {copy}/checkpoints/{best[0]} is" in out
     assert [name for name in checkpoints(copy) if "best" in name] == best
     assert [record["step"] for record in records(copy)] == [13, 14, 15, 16, 16]
-    assert RunFolder(copy).read("summary.json")["seconds"]["training"] is None
+    summary = RunFolder(copy).read("summary.json")
+    assert summary["best_accuracy"] is summary["seconds"]["training"] is None
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_is_used(copy, whole, capsys):
@@ -601,10 +602,19 @@ def test_runs_of_one_command_have_the_same_images(own, random_arrays, tmp_path, 
 def test_a_sweep_over_data_is_resumed_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("b.npz").touch()
-    run = parse([*BRIEF, "--sweep", "data.dataset", "digits", "b.npz", "--output", "x"])
-    assert run.sweep == ("data.dataset", "digits", str(tmp_path / "b.npz"))
-    names = [part.folder.name for part in parts(run)]
-    assert names == ["data.dataset-digits-seed-0", f"data.dataset-{tmp_path.name}_b.npz-seed-0"]
+    flags = ["--sweep", "data.dataset", "digits", "./b.npz", "--output", str(tmp_path / "x")]
+    run = parse([*BRIEF, *flags])
+    first = parts(run)
+    store_parts(run)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    Path("b.npz").touch()
+    for made in (first, parts(parse(["--resume", str(tmp_path / "x")]))):
+        assert [part.folder.name for part in made] == [
+            "data.dataset-digits-seed-0",
+            "data.dataset-._b.npz-seed-0",
+        ]
+        assert [p.config.data.dataset for p in made] == ["digits", str(tmp_path / "b.npz")]
 
 
 def test_data_that_has_changed_is_refused(own, random_arrays, capsys):
