@@ -24,7 +24,7 @@ class DataConfig:
     shrink: int = 1
     """Downscaling factor: each pixel becomes the mean of a square with this many pixels a side."""
     gain: float = 1.0
-    """Factor of the network's input, whose mean over the training images is 0 and deviation 1."""
+    """Standard deviation of the network's input over the training images."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from experiments.run.command_line import cli
 from experiments.run.errors import RunError, exit_code
 from experiments.run.folder import RunFolder
 from experiments.run.results import markdown, read_result, settings_of
-from experiments.run.settings import from_dict, with_dataset
+from experiments.run.settings import changed
 from experiments.run.stored import PARTS
 
 
@@ -58,7 +58,8 @@ def carry_out(arguments: Arguments) -> None:
             _check_fits(run, runs, f"{file} holds another run with the settings of {folder}")
             runs.append(run)
         elif _scores(runs[place]) == _scores(run):
-            runs[place] = run | {"outcome": runs[place]["outcome"]}  # It has the first times.
+            # The stored outcome has the times of before the run was resumed.
+            runs[place] = run | {"outcome": runs[place]["outcome"]}
         else:
             runs[place] = run
     table = markdown(runs)
@@ -81,27 +82,30 @@ def _all_runs(folders: Iterable[Path]) -> Iterator[Path]:
 
 def _check_fits(run: dict[str, Any], runs: Iterable[dict[str, Any]], found: str) -> None:
     """Checks that runs with the same settings have another seed and the same images."""
-    images = "fingerprint"
     for other in (other for other in runs if settings_of(other) == settings_of(run)):
         if other["config"]["seed"] == run["config"]["seed"]:
             raise RunError(f"{found} and its seed. Choose another file, or another run.")
-        if images in other and images in run and other[images] != run[images]:
+        if _are_same_images(other, run) is False:
             raise RunError(f"{found} but other images. Choose another file, or another run.")
 
 
 def _is_same(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Returns whether two results come from one run, which may have been resumed in between."""
-    configs = [from_dict(run["config"]) for run in (old, new)]
-    images = [run.get("fingerprint") for run in (old, new)]
-    if images[0] and images[0] == images[1]:  # The same images may have moved.
-        configs[1] = with_dataset(configs[1], configs[0].data.dataset)
+    (before, start), (after, new_start) = settings_of(old), settings_of(new)
+    are_same_images = _are_same_images(old, new)
+    if are_same_images:  # They may have moved.
+        after = changed(after, {"data": {"dataset": before.data.dataset}})
     return (
-        configs[0] == configs[1]
-        and configs[0].seed == configs[1].seed
-        and old.get("init_from") == new.get("init_from")
-        and (None in images or images[0] == images[1])
+        (before, before.seed, start) == (after, after.seed, new_start)
+        and are_same_images is not False
         and ("last_step" in old["outcome"] or _scores(old) == _scores(new))
     )
+
+
+def _are_same_images(old: dict[str, Any], new: dict[str, Any]) -> bool | None:
+    """Returns whether two runs had the same images, or None if an older version made one."""
+    hashes = [run.get("fingerprint") for run in (old, new)]
+    return None if None in hashes else hashes[0] == hashes[1]
 
 
 def _scores(run: dict[str, Any]) -> dict[str, Any]:

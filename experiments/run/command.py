@@ -12,7 +12,7 @@ from experiments.run.checks import check
 from experiments.run.command_line import cli
 from experiments.run.errors import RunError
 from experiments.run.flags import Run
-from experiments.run.settings import as_flag, changed, flat, section_variants, with_dataset
+from experiments.run.settings import as_flag, changed, flat, section_variants
 from experiments.run.stored import config_in, stored_run
 
 
@@ -32,6 +32,15 @@ def parse(arguments: Sequence[str]) -> Run:
     run = _cli(dataclasses.replace(default, config=_with_variants(default.config, flags)), flags)
     run = dataclasses.replace(run, config=_with_absolute_data(run.config, Path()))
     check(run)
+    _check_flags(flags, run, default)
+    if run.output or run.resume:
+        return run
+    time_of_day = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return dataclasses.replace(run, output=Path("runs") / f"{run.config.name}-{time_of_day}")
+
+
+def _check_flags(flags: Sequence[str], run: Run, default: Run) -> None:
+    """Checks for flags that are empty, given twice or without effect, and the preset's name."""
     for name in ("output", "resume", "data_dir", "init_from"):
         if _value(flags, name) == "":
             raise RunError(f"--{name.replace('_', '-')} is empty. Give a path, or leave it out.")
@@ -54,10 +63,6 @@ def parse(arguments: Sequence[str]) -> Run:
                 f"--{name.replace('_', '-')} has no effect with --resume, which continues the runs "
                 "of a folder. Leave it out, or choose another folder with --output."
             )
-    if run.output or run.resume:
-        return run
-    time_of_day = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return dataclasses.replace(run, output=Path("runs") / f"{run.config.name}-{time_of_day}")
 
 
 def with_setting(config: Config, name: str, value: str, base: Path = Path()) -> Config:
@@ -100,7 +105,7 @@ def _with_absolute_data(config: Config, base: Path) -> Config:
     if not path.exists():
         return config
     path = path.resolve() if ".." in path.parts else path.absolute()
-    return with_dataset(config, str(path))
+    return changed(config, {"data": {"dataset": str(path)}})
 
 
 def _check_place_of_preset(flags: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from experiments.run.errors import RunError
 from experiments.run.flags import Run
 from experiments.run.folder import WRITER
 from experiments.run.processes import make_mesh
-from experiments.run.settings import differences, to_dict, with_dataset
+from experiments.run.settings import changed, differences, to_dict
 from experiments.run.stored import PARTS, check_images, stored_config
 from experiments.run.trained import Trained, differing, state_shapes, with_sharding
 
@@ -116,7 +116,7 @@ def check_folder(run: Run) -> None:
     before = stored_config(run.folder)
     if not {before.data.dataset, run.config.data.dataset} & set(NAMES):
         # The data may have moved. Whether it is the same is checked when it is read.
-        before = with_dataset(before, run.config.data.dataset)
+        before = changed(before, {"data": {"dataset": run.config.data.dataset}})
     changes = differences(to_dict(before), to_dict(run.config))
     if changes:
         raise RunError(

@@ -36,7 +36,7 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
     return {
         "config": folder.read("config.json"),
         "init_from": start and str(start),
-        **stored_fingerprint(folder.path),
+        "fingerprint": stored_fingerprint(folder.path),
         "environment": environment,
         "outcome": outcome,
     }

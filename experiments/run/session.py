@@ -128,9 +128,12 @@ def started(run: Run) -> Iterator[Session]:
 
 def _lost_records(damaged: int, missing: int) -> str:
     """Says what has been lost of the metrics, if something has."""
-    lines = f"{damaged} damaged line{'s' * (damaged > 1)} left out"
-    steps = f"the records of {missing} step{'s' * (missing > 1)} are missing"
-    return ", ".join([lines] * bool(damaged) + [steps] * bool(missing))
+    told = []
+    if damaged:
+        told.append(f"{damaged} damaged line{'s' * (damaged > 1)} left out")
+    if missing:
+        told.append(f"the records of {missing} step{'s' * (missing > 1)} are missing")
+    return ", ".join(told)
 
 
 def _write_settings(plan: Plan, folder: RunFolder, data: Images) -> None:

@@ -155,11 +155,6 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
     return dataclasses.replace(config, **new)
 
 
-def with_dataset(config: Config, dataset: str) -> Config:
-    """Returns the configuration with another data set."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=dataset))
-
-
 def applicable(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the changes, as `changes` does, without those of other networks and norms.
 

@@ -74,14 +74,15 @@ def config_in(path: Path) -> Config:
         raise RunError(f"--config {path} is no configuration: {error}") from error
 
 
-def stored_fingerprint(folder: Path) -> dict[str, str]:
-    """Returns `{"fingerprint": ...}` of a run's images, or nothing if the run is an old one.
+def stored_fingerprint(folder: Path) -> str | None:
+    """Returns the hash of a run's images, or None if an older version made the run.
 
     Raises:
       RunError: the file that holds it is damaged.
     """
-    found = (folder / "data.json").exists()
-    return read_typed(folder, "data.json", {"fingerprint": str}) if found else {}
+    if not (folder / "data.json").exists():
+        return None
+    return read_typed(folder, "data.json", {"fingerprint": str}).get("fingerprint")
 
 
 def check_images(folder: Path, images: str) -> None:
@@ -99,8 +100,8 @@ def check_images(folder: Path, images: str) -> None:
     if stored["fingerprint"] != images:
         raise RunError(
             f"The images are not those of the run in {folder}, which used {stored['variant']}. "
-            "Restore its data, or give the way to it: --data-dir for CIFAR, and for your own data "
-            "--data.dataset with --resume."
+            "Restore its data, or say where it is: with --data-dir for CIFAR, with --resume and "
+            "--data.dataset for your own."
         )
 
 
